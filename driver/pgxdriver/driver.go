@@ -1,0 +1,106 @@
+// Package pgxdriver connects pgonce to a pgx pool. Handlers get a pgx.Tx.
+//
+//	keys, err := idem.New(pgxdriver.New(pool), nil)
+//
+// First statements travel with BEGIN and last statements with COMMIT, one round
+// trip each. All five query exec modes of pgx work.
+package pgxdriver
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"iter"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
+	"github.com/jackc/pgx/v5/pgxpool"
+	"github.com/pgonce/pgonce/internal/pg"
+)
+
+// Driver carries the library's statements over a pgx pool. It opens nothing by itself and never
+// closes the pool. Safe for concurrent use.
+type Driver struct {
+	pool *pgxpool.Pool
+}
+
+var _ pg.Driver[pgx.Tx] = (*Driver)(nil)
+
+// New uses pool, which stays the caller's to close. A nil pool is reported by the
+// constructor that the driver is handed to (idem.New and its like).
+func New(pool *pgxpool.Pool) *Driver { return &Driver{pool: pool} }
+
+// Err implements the seam.
+func (d *Driver) Err() error {
+	if d == nil || d.pool == nil {
+		return errors.New("pgxdriver: nil pool: pass the *pgxpool.Pool of pgxpool.New")
+	}
+	return nil
+}
+
+// Pool implements the seam.
+func (d *Driver) Pool() pg.Querier { return poolQuerier{d.pool} }
+
+// Tx implements the seam.
+func (d *Driver) Tx(tx pgx.Tx) pg.TxQuerier { return txQuerier{tx} }
+
+// Session implements the seam. The connection is dialled beside the pool, with
+// the pool's own settings and hooks, so that a lock never takes one of the
+// connections that the application counts on.
+func (d *Driver) Session(ctx context.Context) (pg.Session, error) {
+	cfg := d.pool.Config()
+	if cfg.BeforeConnect != nil {
+		if err := cfg.BeforeConnect(ctx, cfg.ConnConfig); err != nil {
+			return nil, fmt.Errorf("%w: %w", pg.ErrUnavailable, err)
+		}
+	}
+	conn, err := pgx.ConnectConfig(ctx, cfg.ConnConfig)
+	if err != nil {
+		return nil, fmt.Errorf("%w: %w", pg.ErrUnavailable, mapError(err))
+	}
+	if cfg.AfterConnect != nil {
+		if err := cfg.AfterConnect(ctx, conn); err != nil {
+			closeNow(conn)
+			return nil, fmt.Errorf("%w: %w", pg.ErrUnavailable, err)
+		}
+	}
+	return &session{conn}, nil
+}
+
+type session struct{ conn *pgx.Conn }
+
+func (s *session) Run(ctx context.Context, st pg.Stmt) error { return run(ctx, s.conn, st) }
+
+func (s *session) Query(ctx context.Context, sql string, args ...any) iter.Seq2[pg.Scan, error] {
+	return query(ctx, s.conn, sql, args)
+}
+
+func (s *session) Cancel(ctx context.Context) error { return s.conn.PgConn().CancelRequest(ctx) }
+
+func (s *session) Close(ctx context.Context) error {
+	tctx, cancel := pg.TripContext(ctx)
+	defer cancel()
+	return mapError(s.conn.Close(tctx))
+}
+
+// mapError turns the server's answer into the seam's error type.
+func mapError(err error) error {
+	e, ok := errors.AsType[*pgconn.PgError](err)
+	if !ok {
+		return err
+	}
+	severity := e.SeverityUnlocalized
+	if severity == "" {
+		severity = e.Severity
+	}
+	return &pg.Error{
+		Code: e.Code, Fatal: pg.IsFatal(severity, e.Code),
+		Schema: e.SchemaName, Table: e.TableName, Column: e.ColumnName,
+		Constraint: e.ConstraintName, Detail: e.Detail, Err: err,
+	}
+}
+
+// closeNow closes the socket without a farewell. pgx closes a broken connection
+// in the background and keeps its place in the pool for up to 15 s while it
+// tries to be polite; with the socket gone there is nothing left to wait for.
+func closeNow(conn *pgx.Conn) { _ = conn.PgConn().Conn().Close() }

@@ -1,0 +1,158 @@
+package pgxdriver
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+	"sync/atomic"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
+)
+
+var (
+	// errOwned answers Commit and Rollback on a transaction that is not the handler's to end.
+	errOwned = errors.New("pgxdriver: the transaction ends when the handler returns: return an error to roll back")
+
+	// errOver answers every use after the call that handed the transaction out.
+	errOver = fmt.Errorf("pgxdriver: the transaction was used after its handler had returned: %w", pgx.ErrTxClosed)
+)
+
+// life is shared by the handler's transaction and every savepoint made from it.
+//
+// A statement holds mu for reading while it runs, the end of the call takes it
+// for writing. So a goroutine that outlived its handler is either waited for or
+// refused; it cannot be half-way into a statement when the connection goes back
+// to the pool.
+type life struct {
+	mu           sync.RWMutex
+	over         bool
+	largeObjects atomic.Bool
+}
+
+func (l *life) end() {
+	l.mu.Lock()
+	l.over = true
+	l.mu.Unlock()
+}
+
+func (l *life) use() (done func(), err error) {
+	l.mu.RLock()
+	if l.over {
+		l.mu.RUnlock()
+		return nil, errOver
+	}
+	return l.mu.RUnlock, nil
+}
+
+// handlerTx is the pgx.Tx that a handler gets. It is a real pgx transaction in
+// all but two points: the outermost one refuses Commit and Rollback, and all of
+// them refuse everything once the call is over.
+//
+// Conn hands out the bare connection, as pgx's own does. What a handler does
+// with it after its return is beyond our reach.
+type handlerTx struct {
+	tx     pgx.Tx
+	life   *life
+	nested bool
+}
+
+var _ pgx.Tx = (*handlerTx)(nil)
+
+func (h *handlerTx) Begin(ctx context.Context) (pgx.Tx, error) {
+	done, err := h.life.use()
+	if err != nil {
+		return nil, err
+	}
+	defer done()
+	tx, err := h.tx.Begin(ctx)
+	if err != nil {
+		return nil, err
+	}
+	return &handlerTx{tx: tx, life: h.life, nested: true}, nil
+}
+
+func (h *handlerTx) Commit(ctx context.Context) error   { return h.finish(ctx, pgx.Tx.Commit) }
+func (h *handlerTx) Rollback(ctx context.Context) error { return h.finish(ctx, pgx.Tx.Rollback) }
+
+// finish ends a savepoint, and refuses to end the transaction itself.
+func (h *handlerTx) finish(ctx context.Context, end func(pgx.Tx, context.Context) error) error {
+	done, err := h.life.use()
+	if err != nil {
+		return err
+	}
+	defer done()
+	if !h.nested {
+		return errOwned
+	}
+	return end(h.tx, ctx)
+}
+
+func (h *handlerTx) CopyFrom(ctx context.Context, table pgx.Identifier, cols []string, src pgx.CopyFromSource) (int64, error) {
+	done, err := h.life.use()
+	if err != nil {
+		return 0, err
+	}
+	defer done()
+	return h.tx.CopyFrom(ctx, table, cols, src)
+}
+
+func (h *handlerTx) SendBatch(ctx context.Context, b *pgx.Batch) pgx.BatchResults {
+	done, err := h.life.use()
+	if err != nil {
+		return pgx.FailedBatchResults(b, err)
+	}
+	defer done()
+	return h.tx.SendBatch(ctx, b)
+}
+
+func (h *handlerTx) LargeObjects() pgx.LargeObjects {
+	done, err := h.life.use()
+	if err != nil {
+		var b pgx.Batch
+		b.BeginTx(pgx.TxOptions{})
+		return pgx.FailedBatchResults(&b, err).Tx().LargeObjects() // of a transaction that is closed
+	}
+	defer done()
+	h.life.largeObjects.Store(true)
+	return h.tx.LargeObjects()
+}
+
+func (h *handlerTx) Prepare(ctx context.Context, name, sql string) (*pgconn.StatementDescription, error) {
+	done, err := h.life.use()
+	if err != nil {
+		return nil, err
+	}
+	defer done()
+	return h.tx.Prepare(ctx, name, sql)
+}
+
+func (h *handlerTx) Exec(ctx context.Context, sql string, args ...any) (pgconn.CommandTag, error) {
+	done, err := h.life.use()
+	if err != nil {
+		return pgconn.CommandTag{}, err
+	}
+	defer done()
+	return h.tx.Exec(ctx, sql, args...)
+}
+
+func (h *handlerTx) Query(ctx context.Context, sql string, args ...any) (pgx.Rows, error) {
+	done, err := h.life.use()
+	if err != nil {
+		return pgx.FailedBatchResults(&pgx.Batch{}, err).Query()
+	}
+	defer done()
+	return h.tx.Query(ctx, sql, args...)
+}
+
+func (h *handlerTx) QueryRow(ctx context.Context, sql string, args ...any) pgx.Row {
+	done, err := h.life.use()
+	if err != nil {
+		return pgx.FailedBatchResults(&pgx.Batch{}, err).QueryRow()
+	}
+	defer done()
+	return h.tx.QueryRow(ctx, sql, args...)
+}
+
+func (h *handlerTx) Conn() *pgx.Conn { return h.tx.Conn() }

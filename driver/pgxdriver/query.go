@@ -1,0 +1,141 @@
+package pgxdriver
+
+import (
+	"context"
+	"fmt"
+	"iter"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
+	"github.com/jackc/pgx/v5/pgxpool"
+	"github.com/pgonce/pgonce/internal/pg"
+)
+
+// queryer is what a pool, a connection and a transaction have in common.
+type queryer interface {
+	Exec(ctx context.Context, sql string, args ...any) (pgconn.CommandTag, error)
+	Query(ctx context.Context, sql string, args ...any) (pgx.Rows, error)
+}
+
+func run(ctx context.Context, q queryer, s pg.Stmt) error {
+	if s.Dest == nil {
+		tag, err := q.Exec(ctx, s.SQL, s.Args...)
+		if err == nil && s.Rows != nil {
+			*s.Rows = tag.RowsAffected()
+		}
+		return mapError(err)
+	}
+	rows, err := q.Query(ctx, s.SQL, s.Args...)
+	if err != nil {
+		return mapError(err)
+	}
+	return mapError(scanFirst(rows, s))
+}
+
+// scanFirst reads the first row into s.Dest and closes rows.
+func scanFirst(rows pgx.Rows, s pg.Stmt) error {
+	defer rows.Close()
+	var n int64
+	if rows.Next() {
+		n = 1
+		if err := rows.Scan(s.Dest...); err != nil {
+			return err
+		}
+	}
+	rows.Close()
+	if err := rows.Err(); err != nil {
+		return err
+	}
+	if s.Rows != nil {
+		*s.Rows = n
+	} else if n == 0 {
+		return pg.ErrNoRow
+	}
+	return nil
+}
+
+func query(ctx context.Context, q queryer, sql string, args []any) iter.Seq2[pg.Scan, error] {
+	return func(yield func(pg.Scan, error) bool) {
+		rows, err := q.Query(ctx, sql, args...)
+		if err != nil {
+			yield(nil, mapError(err))
+			return
+		}
+		defer rows.Close()
+		for rows.Next() {
+			if !yield(rows.Scan, nil) {
+				return
+			}
+		}
+		if err := rows.Err(); err != nil {
+			yield(nil, mapError(err))
+		}
+	}
+}
+
+// queue adds the statements to a batch.
+func queue(b *pgx.Batch, stmts []pg.Stmt) {
+	for _, s := range stmts {
+		qq := b.Queue(s.SQL, s.Args...)
+		switch {
+		case s.Dest != nil:
+			qq.Query(func(rows pgx.Rows) error { return scanFirst(rows, s) })
+		case s.Rows != nil:
+			qq.Exec(func(tag pgconn.CommandTag) error {
+				*s.Rows = tag.RowsAffected()
+				return nil
+			})
+		}
+	}
+}
+
+// poolQuerier runs single statements, each on whatever connection is free.
+type poolQuerier struct{ pool *pgxpool.Pool }
+
+func (q poolQuerier) Run(ctx context.Context, s pg.Stmt) error {
+	conn, err := acquire(ctx, q.pool)
+	if err != nil {
+		return err
+	}
+	defer conn.Release()
+	return run(ctx, conn, s)
+}
+
+func (q poolQuerier) Query(ctx context.Context, sql string, args ...any) iter.Seq2[pg.Scan, error] {
+	return func(yield func(pg.Scan, error) bool) {
+		conn, err := acquire(ctx, q.pool)
+		if err != nil {
+			yield(nil, err)
+			return
+		}
+		defer conn.Release()
+		query(ctx, conn, sql, args)(yield)
+	}
+}
+
+type txQuerier struct{ tx pgx.Tx }
+
+func (q txQuerier) Run(ctx context.Context, s pg.Stmt) error { return run(ctx, q.tx, s) }
+
+func (q txQuerier) Query(ctx context.Context, sql string, args ...any) iter.Seq2[pg.Scan, error] {
+	return query(ctx, q.tx, sql, args)
+}
+
+func (q txQuerier) RunAll(ctx context.Context, stmts ...pg.Stmt) error {
+	var b pgx.Batch
+	queue(&b, stmts)
+	return mapError(q.tx.SendBatch(ctx, &b).Close())
+}
+
+// acquire takes a connection and says in words why there is none.
+func acquire(ctx context.Context, pool *pgxpool.Pool) (*pgxpool.Conn, error) {
+	conn, err := pool.Acquire(ctx)
+	if err == nil {
+		return conn, nil
+	}
+	if st := pool.Stat(); ctx.Err() != nil && st.AcquiredConns() >= st.MaxConns() {
+		return nil, fmt.Errorf("%w: all %d connections of the pool are in use: raise MaxConns or shorten what holds them: %w",
+			pg.ErrUnavailable, st.MaxConns(), err)
+	}
+	return nil, fmt.Errorf("%w: no connection: %w", pg.ErrUnavailable, mapError(err))
+}

@@ -1,0 +1,152 @@
+package pgxdriver
+
+import (
+	"context"
+	"errors"
+	"fmt"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
+	"github.com/jackc/pgx/v5/pgxpool"
+	"github.com/pgonce/pgonce/internal/pg"
+)
+
+// ownedTx is a transaction that we began and that only we end.
+type ownedTx struct {
+	txQuerier
+	conn   *pgxpool.Conn // nil once it has gone back to the pool or been closed
+	handle *handlerTx
+}
+
+// Begin implements the seam. BEGIN and the first statements are one pipelined
+// trip. It runs on a ctx of its own: if the caller's ends while the answer is
+// awaited, the socket is closed, with no cancel request that could reach a
+// transaction of somebody else behind a pooler.
+func (d *Driver) Begin(ctx context.Context, level pg.Isolation, first ...pg.Stmt) (pg.OwnedTx[pgx.Tx], error) {
+	if level == "" {
+		level = pg.ReadCommitted
+	}
+	conn, err := acquire(ctx, d.pool)
+	if err != nil {
+		return nil, err
+	}
+	tctx, cancel := pg.TripContext(ctx)
+	defer cancel()
+	giveUp := context.AfterFunc(ctx, func() { closeNow(conn.Conn()) })
+
+	var b pgx.Batch
+	b.BeginTx(pgx.TxOptions{IsoLevel: pgx.TxIsoLevel(level)})
+	queue(&b, first)
+	br := conn.SendBatch(tctx, &b)
+	err = br.Close()
+	tx := br.Tx()
+	if !giveUp() { // the ctx ended first: the socket is closed or about to be
+		discard(conn)
+		return nil, context.Cause(ctx)
+	}
+	o := &ownedTx{txQuerier: txQuerier{tx}, conn: conn, handle: &handlerTx{tx: tx, life: &life{}}}
+	if err == nil {
+		return o, nil
+	}
+	o.Rollback(ctx)
+	if err = mapError(err); pg.Rejected(err) || errors.Is(err, pg.ErrNoRow) {
+		return nil, err
+	}
+	return nil, fmt.Errorf("%w: %w", pg.ErrUnavailable, err)
+}
+
+func (o *ownedTx) Handle() pgx.Tx { return o.handle }
+
+func (o *ownedTx) Status() pg.TxStatus { return pg.TxStatus(o.conn.Conn().PgConn().TxStatus()) }
+
+// Commit implements the seam.
+func (o *ownedTx) Commit(ctx context.Context, last ...pg.Stmt) error {
+	o.handle.life.end()
+	defer o.Rollback(ctx) // does nothing once the connection is gone
+	switch pc := o.conn.Conn().PgConn(); {
+	case pc.IsClosed():
+		return pg.ErrTxLost
+	case pc.IsBusy():
+		return pg.ErrTxBusy
+	case pc.TxStatus() == 'I':
+		return pg.ErrTxEnded
+	}
+	tctx, cancel := pg.TripContext(ctx)
+	defer cancel()
+	if o.handle.life.largeObjects.Load() {
+		return o.commitInTwo(tctx, last)
+	}
+	var b pgx.Batch
+	queue(&b, last)
+	var tag string
+	b.Queue("commit").Exec(func(t pgconn.CommandTag) error {
+		tag = t.String()
+		return nil
+	})
+	err := o.conn.SendBatch(tctx, &b).Close()
+	if err != nil {
+		return pg.CommitError(mapError(err), !pgconn.SafeToRetry(err))
+	}
+	if tag != "COMMIT" { // COMMIT of a failed transaction is answered with ROLLBACK
+		return fmt.Errorf("%w: server answered COMMIT with %s", pg.ErrTxLost, tag)
+	}
+	o.release()
+	return nil
+}
+
+// commitInTwo pays a trip more than Commit, for a handler that used large
+// objects: their handle keeps hold of pgx's own transaction, which only its own
+// Commit closes. Otherwise a leaked one would reach a pooled connection.
+func (o *ownedTx) commitInTwo(ctx context.Context, last []pg.Stmt) error {
+	if err := o.RunAll(ctx, last...); err != nil {
+		if pg.Rejected(err) {
+			return err
+		}
+		return fmt.Errorf("%w: %w", pg.ErrTxLost, err) // COMMIT was not sent
+	}
+	err := o.tx.Commit(ctx)
+	if errors.Is(err, pgx.ErrTxCommitRollback) {
+		return fmt.Errorf("%w: %w", pg.ErrTxLost, err)
+	}
+	if err != nil {
+		return pg.CommitError(mapError(err), !pgconn.SafeToRetry(err))
+	}
+	o.release()
+	return nil
+}
+
+// Rollback implements the seam. When it returns, either the server has answered
+// ROLLBACK, or the connection is closed and the server rolls back on its own.
+func (o *ownedTx) Rollback(ctx context.Context) {
+	o.handle.life.end()
+	if o.conn == nil {
+		return
+	}
+	pc := o.conn.Conn().PgConn()
+	if !pc.IsClosed() && !pc.IsBusy() {
+		tctx, cancel := pg.TripContext(ctx)
+		defer cancel()
+		_ = o.tx.Rollback(tctx) // closes pgx's own transaction too; a WARNING when the handler had ended it
+	}
+	if pc.IsClosed() || pc.IsBusy() || pc.TxStatus() != 'I' {
+		discard(o.conn)
+		o.conn = nil
+		return
+	}
+	o.release()
+}
+
+func (o *ownedTx) release() {
+	o.conn.Release()
+	o.conn = nil
+}
+
+// discard closes a connection whose state is unknown. The server sees the end of
+// the socket and rolls back; the pool has its place free at once.
+func discard(conn *pgxpool.Conn) {
+	c := conn.Hijack()
+	closeNow(c)
+	ctx, cancel := context.WithTimeout(context.Background(), pg.NetTimeout)
+	defer cancel()
+	_ = c.Close(ctx) // finds the socket closed, so it does not wait
+}

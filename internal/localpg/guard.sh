@@ -1,0 +1,21 @@
+# Runs a Postgres server for as long as file descriptor 3 stays open at its other end.
+# usage: guard BIN DIR [postgres options...]
+bin=$1 dir=$2
+shift 2
+umask 077
+"$bin/initdb" --no-sync --auth=trust --username=postgres --encoding=UTF8 --no-locale -D "$dir/data" >"$dir/log" 2>&1 || {
+	cat "$dir/log" >&2
+	rm -rf "$dir"
+	exit 1
+}
+"$bin/postgres" -D "$dir/data" -c listen_addresses= -c unix_socket_directories="$dir" "$@" >>"$dir/log" 2>&1 3<&- &
+server=$!
+{
+	read -r _ <&3
+	kill -QUIT "$server"
+} 2>/dev/null &
+watcher=$!
+wait "$server"
+kill "$watcher" 2>/dev/null
+tail -n 20 "$dir/log" >&2
+rm -rf "$dir"

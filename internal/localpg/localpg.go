@@ -1,0 +1,247 @@
+//go:build unix
+
+// Package localpg starts a throw-away Postgres from binaries that are on the
+// machine, for tests and examples.
+//
+// The server listens on a unix socket only, so there is no port to clash, and it
+// cannot outlive the process that started it: a shell stands between the two,
+// blocked on a pipe whose other end is ours, and stops the server and removes its
+// folder when the pipe closes. The kernel closes it however we end, by SIGKILL
+// too.
+package localpg
+
+import (
+	"bytes"
+	"context"
+	_ "embed"
+	"errors"
+	"fmt"
+	"net/url"
+	"os"
+	"os/exec"
+	"os/user"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"syscall"
+	"time"
+
+	"github.com/jackc/pgx/v5/pgconn"
+)
+
+// ErrNoBinaries means that there is no Postgres server on this machine to start.
+var ErrNoBinaries = errors.New("no Postgres server binaries found")
+
+// Config tunes [Start]. A nil *Config is ready to use.
+type Config struct {
+	// Durable keeps the data on disk with fsync on, for measurements and for tests
+	// that kill the server. The default is a RAM disk, where there is one, and
+	// fsync off.
+	Durable bool
+
+	// Settings are passed to the server, after the defaults.
+	Settings map[string]string
+}
+
+// Server is a running throw-away server.
+type Server struct {
+	dir  string
+	pipe *os.File // closing it stops the server; as a field it stays reachable
+	done chan struct{}
+	log  bytes.Buffer // what the shell said; to be read after done
+}
+
+//go:embed guard.sh
+var guardScript string
+
+const startTimeout = 60 * time.Second
+
+// Start creates a cluster and starts its server. As root it runs as user
+// "postgres", or else "nobody", because the server refuses root.
+func Start(cfg *Config) (*Server, error) {
+	if cfg == nil {
+		cfg = &Config{}
+	}
+	bin, err := Binaries()
+	if err != nil {
+		return nil, err
+	}
+	cred, err := serverUser()
+	if err != nil {
+		return nil, err
+	}
+	dir, err := makeDir(cfg.Durable, cred)
+	if err != nil {
+		return nil, err
+	}
+	s := &Server{dir: dir, done: make(chan struct{})}
+	if err := s.launch(bin, cred, cfg); err != nil {
+		_ = os.RemoveAll(dir)
+		return nil, err
+	}
+	if err := s.awaitReady(); err != nil {
+		return nil, errors.Join(err, s.Stop())
+	}
+	return s, nil
+}
+
+// launch runs the guard, which runs initdb and the server.
+func (s *Server) launch(bin string, cred *syscall.Credential, cfg *Config) error {
+	read, write, err := os.Pipe()
+	if err != nil {
+		return err
+	}
+	defer func() { _ = read.Close() }()
+	args := append([]string{"-c", guardScript, "guard", bin, s.dir}, settings(cfg)...)
+	cmd := exec.Command("/bin/sh", args...)
+	cmd.Dir = "/"
+	cmd.Env = []string{"PATH=/usr/bin:/bin:/usr/sbin:/sbin", "HOME=" + s.dir, "TMPDIR=" + s.dir, "LANG=C", "LC_ALL=C"}
+	cmd.ExtraFiles = []*os.File{read} // file descriptor 3
+	cmd.Stderr = &s.log
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Credential: cred} // Ctrl-C is for us, not for the server
+	if err := cmd.Start(); err != nil {
+		_ = write.Close()
+		return fmt.Errorf("localpg: start: %w", err)
+	}
+	s.pipe = write
+	go func() {
+		_ = cmd.Wait()
+		close(s.done)
+	}()
+	return nil
+}
+
+func settings(cfg *Config) []string {
+	args := []string{
+		"-c", "max_connections=200", "-c", "shared_buffers=64MB", "-c", "timezone=UTC",
+		"-c", "log_min_messages=fatal", "-c", "autovacuum_naptime=5s",
+	}
+	if !cfg.Durable {
+		args = append(args, "-c", "fsync=off", "-c", "synchronous_commit=off", "-c", "full_page_writes=off")
+	}
+	for name, value := range cfg.Settings {
+		args = append(args, "-c", name+"="+value)
+	}
+	return args
+}
+
+// awaitReady asks the server until it answers.
+func (s *Server) awaitReady() error {
+	ctx, cancel := context.WithTimeout(context.Background(), startTimeout)
+	defer cancel()
+	tick := time.NewTicker(10 * time.Millisecond)
+	defer tick.Stop()
+	for {
+		conn, err := pgconn.Connect(ctx, s.URL("postgres"))
+		if err == nil {
+			return conn.Close(ctx)
+		}
+		select {
+		case <-s.done:
+			return fmt.Errorf("localpg: the server did not start: %s", strings.TrimSpace(s.log.String()))
+		case <-ctx.Done():
+			return fmt.Errorf("localpg: the server did not answer within %v: %w", startTimeout, err)
+		case <-tick.C:
+		}
+	}
+}
+
+// URL is the connection string for a database of this server, as superuser.
+func (s *Server) URL(database string) string {
+	u := url.URL{
+		Scheme: "postgres", User: url.User("postgres"), Path: "/" + database,
+		RawQuery: url.Values{"host": {s.dir}, "sslmode": {"disable"}}.Encode(),
+	}
+	return u.String()
+}
+
+// Stop ends the server and removes its folder. It may be called twice.
+func (s *Server) Stop() error {
+	_ = s.pipe.Close()
+	select {
+	case <-s.done:
+		return nil
+	case <-time.After(startTimeout):
+		return fmt.Errorf("localpg: the server in %s did not stop", s.dir)
+	}
+}
+
+// Binaries finds the folder that holds initdb and postgres: $PGONCE_PGBIN, then
+// PATH, then the places where Debian and Homebrew put them, newest first.
+func Binaries() (string, error) {
+	if dir := os.Getenv("PGONCE_PGBIN"); dir != "" {
+		if !hasServer(dir) {
+			return "", fmt.Errorf("localpg: PGONCE_PGBIN=%s: %w there", dir, ErrNoBinaries)
+		}
+		return dir, nil
+	}
+	if path, err := exec.LookPath("postgres"); err == nil && hasServer(filepath.Dir(path)) {
+		return filepath.Dir(path), nil
+	}
+	best, newest := "", -1
+	for _, pattern := range []string{
+		"/usr/lib/postgresql/*/bin", "/opt/homebrew/opt/postgresql@*/bin", "/usr/local/opt/postgresql@*/bin", "/usr/pgsql-*/bin",
+	} {
+		dirs, _ := filepath.Glob(pattern) // the patterns are well-formed
+		for _, dir := range dirs {
+			name := filepath.Base(filepath.Dir(dir))
+			major, _ := strconv.Atoi(name[strings.LastIndexAny(name, "@-")+1:])
+			if major > newest && hasServer(dir) {
+				best, newest = dir, major
+			}
+		}
+	}
+	if best == "" {
+		return "", fmt.Errorf("localpg: %w: apt-get install -y postgresql (Debian, Ubuntu) or brew install postgresql@17 (macOS), "+
+			"or set PGONCE_PGBIN to a folder that holds initdb and postgres", ErrNoBinaries)
+	}
+	return best, nil
+}
+
+func hasServer(dir string) bool {
+	for _, name := range []string{"initdb", "postgres"} {
+		if info, err := os.Stat(filepath.Join(dir, name)); err != nil || info.IsDir() {
+			return false
+		}
+	}
+	return true
+}
+
+// serverUser is whom to run as: nil (ourselves) unless we are root.
+func serverUser() (*syscall.Credential, error) {
+	if os.Geteuid() != 0 {
+		return nil, nil //nolint:nilnil // nil means no change of user, as in syscall.SysProcAttr
+	}
+	for _, name := range []string{"postgres", "nobody"} {
+		u, err := user.Lookup(name)
+		if err != nil {
+			continue
+		}
+		uid, err1 := strconv.ParseUint(u.Uid, 10, 32)
+		gid, err2 := strconv.ParseUint(u.Gid, 10, 32)
+		if err1 == nil && err2 == nil {
+			return &syscall.Credential{Uid: uint32(uid), Gid: uint32(gid)}, nil
+		}
+	}
+	return nil, errors.New(`localpg: running as root, and there is neither a user "postgres" nor "nobody" to run the server as`)
+}
+
+// makeDir makes the server's folder, with a name short enough for a socket in it.
+func makeDir(durable bool, cred *syscall.Credential) (string, error) {
+	base := "/tmp"
+	if info, err := os.Stat("/dev/shm"); err == nil && info.IsDir() && !durable {
+		base = "/dev/shm"
+	}
+	dir, err := os.MkdirTemp(base, "pgonce-")
+	if err != nil {
+		return "", fmt.Errorf("localpg: %w", err)
+	}
+	if cred == nil {
+		return dir, nil
+	}
+	if err := os.Chown(dir, int(cred.Uid), int(cred.Gid)); err != nil {
+		_ = os.Remove(dir)
+		return "", fmt.Errorf("localpg: %w", err)
+	}
+	return dir, nil
+}

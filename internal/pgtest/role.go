@@ -1,0 +1,28 @@
+//go:build unix
+
+package pgtest
+
+import (
+	"testing"
+
+	"github.com/jackc/pgx/v5"
+)
+
+// Role creates a role without any right, and drops it at the end of the test.
+func (db *DB) Role(t testing.TB) string {
+	t.Helper()
+	role := "app_" + db.Name
+	db.Exec(t, `CREATE ROLE `+quote(role)+` LOGIN`)
+	t.Cleanup(func() { db.Exec(t, `DROP OWNED BY `+quote(role)+`; DROP ROLE `+quote(role)) })
+	return role
+}
+
+// GrantDML gives a role what an application needs, and no more: the two GRANTs that the
+// documentation names.
+func (db *DB) GrantDML(t testing.TB, role string) {
+	t.Helper()
+	db.Exec(t, `GRANT USAGE ON SCHEMA pgonce TO `+quote(role)+`;
+		GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA pgonce TO `+quote(role))
+}
+
+func quote(name string) string { return pgx.Identifier{name}.Sanitize() }

@@ -1,0 +1,335 @@
+package migrations_test
+
+import (
+	"context"
+	"database/sql"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"strings"
+	"sync"
+	"testing"
+
+	"github.com/pgonce/pgonce/internal/pg"
+	"github.com/pgonce/pgonce/internal/pgtest"
+	"github.com/pgonce/pgonce/migrations"
+	"github.com/pressly/goose/v3"
+)
+
+func TestSchemaVersionIsTheNewestFile(t *testing.T) {
+	t.Parallel()
+	files, err := migrations.FS(nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	names, err := fs.Glob(files, "*.sql")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(names) != pg.SchemaVersion {
+		t.Errorf("%d migrations %v, but the code says it knows version %d", len(names), names, pg.SchemaVersion)
+	}
+	for i, name := range names {
+		if want := fmt.Sprintf("%05d_", i+1); !strings.HasPrefix(name, want) {
+			t.Errorf("%s should begin with %s", name, want)
+		}
+	}
+}
+
+func TestUpFromTwentyProcessesAtOnce(t *testing.T) {
+	t.Parallel()
+	db := pgtest.NewEmpty(t)
+	applied := make([][]int, 20)
+	errs := make([]error, 20)
+	var start, done sync.WaitGroup
+	start.Add(1)
+	for i := range applied {
+		std := db.SQL(t)
+		std.SetMaxOpenConns(1)
+		done.Go(func() {
+			start.Wait()
+			applied[i], errs[i] = migrations.Up(t.Context(), std, nil)
+		})
+	}
+	start.Done()
+	done.Wait()
+	if err := errors.Join(errs...); err != nil {
+		t.Fatal(err)
+	}
+	total := 0
+	for _, a := range applied {
+		total += len(a)
+	}
+	if total != pg.SchemaVersion {
+		t.Errorf("%d migrations were applied, want each of %d once: %v", total, pg.SchemaVersion, applied)
+	}
+	if err := migrations.Validate(t.Context(), db.SQL(t), nil); err != nil {
+		t.Error(err)
+	}
+}
+
+func TestUpWaitsForAnotherAndHonoursItsContext(t *testing.T) {
+	t.Parallel()
+	db := pgtest.NewEmpty(t)
+	std := db.SQL(t)
+	if _, err := migrations.Up(t.Context(), std, nil); err != nil {
+		t.Fatal(err)
+	}
+	holder, err := std.BeginTx(t.Context(), nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := migrations.UpTx(t.Context(), holder, nil); err != nil { // takes the lock, has nothing to do
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	result := make(chan error, 1)
+	go func() {
+		_, err := migrations.Up(ctx, std, nil)
+		result <- err
+	}()
+	pgtest.Eventually(t, "Up waits", func() bool {
+		return db.Int(t, `SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND NOT granted`) == 1
+	})
+	cancel()
+	if err := <-result; !errors.Is(err, context.Canceled) {
+		t.Errorf("got %v, want context.Canceled", err)
+	}
+	if err := holder.Rollback(); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := migrations.Up(t.Context(), std, nil); err != nil {
+		t.Errorf("Up after the holder is gone: %v", err)
+	}
+}
+
+func TestUpPoolWithOneConnection(t *testing.T) {
+	t.Parallel()
+	db := pgtest.NewEmpty(t)
+	cfg := db.Config(t)
+	cfg.MaxConns = 1
+	pool := db.Open(t, cfg)
+	for _, want := range []int{pg.SchemaVersion, 0} {
+		applied, err := migrations.UpPool(t.Context(), pool, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if len(applied) != want {
+			t.Errorf("applied %v, want %d of them", applied, want)
+		}
+	}
+	if err := pool.Ping(t.Context()); err != nil {
+		t.Errorf("Up closed the caller's pool: %v", err)
+	}
+}
+
+func TestDownRefusesWhileRecordsExist(t *testing.T) {
+	t.Parallel()
+	db := pgtest.NewEmpty(t)
+	std := db.SQL(t)
+	if _, err := migrations.Up(t.Context(), std, nil); err != nil {
+		t.Fatal(err)
+	}
+	db.Exec(t, insertRecord)
+	if _, err := migrations.Down(t.Context(), std, nil); !errors.Is(err, migrations.ErrHasRecords) {
+		t.Fatalf("got %v, want ErrHasRecords", err)
+	}
+	if n := db.Int(t, `SELECT count(*) FROM pgonce.idem_record`); n != 1 {
+		t.Fatalf("%d records after a refused Down", n)
+	}
+	version, err := migrations.Down(t.Context(), std, &migrations.Config{Force: true})
+	if err != nil || version != pg.SchemaVersion {
+		t.Fatalf("forced: got %d, %v", version, err)
+	}
+	if n := db.Int(t, `SELECT count(*) FROM pg_tables WHERE schemaname = 'pgonce' AND tablename = 'idem_record'`); n != 0 {
+		t.Error("the table is still there")
+	}
+	if applied, err := migrations.Up(t.Context(), std, nil); err != nil || len(applied) != 1 {
+		t.Errorf("Up after Down: %v, %v", applied, err)
+	}
+	db.Exec(t, insertRecord)
+	if _, err := migrations.Down(t.Context(), std, nil); !errors.Is(err, migrations.ErrHasRecords) {
+		t.Errorf("the force of an earlier Down stayed on a pooled connection: %v", err)
+	}
+}
+
+const insertRecord = `INSERT INTO pgonce.idem_record
+	(attempt, created_at, replay_until, remember_until, state, fp_ver, scope, digest, op)
+	VALUES (1, now(), now(), now(), 1, 0, 's', '\x00', 'o')`
+
+func TestTwoSchemasInOneProcess(t *testing.T) {
+	t.Parallel()
+	db := pgtest.NewEmpty(t)
+	std := db.SQL(t)
+	for _, schema := range []string{"pgonce", "billing_once", "_x"} {
+		for range 2 {
+			if _, err := migrations.Up(t.Context(), std, &migrations.Config{Schema: schema}); err != nil {
+				t.Fatalf("%s: %v", schema, err)
+			}
+		}
+		if n := db.Int(t, `SELECT count(*) FROM pg_tables WHERE schemaname = $1`, schema); n != 3 {
+			t.Errorf("%s has %d tables, want idem_record, schema_version, goose_db_version", schema, n)
+		}
+	}
+	if _, err := migrations.Down(t.Context(), std, &migrations.Config{Schema: "_x"}); err != nil {
+		t.Fatal(err)
+	}
+	if err := migrations.Validate(t.Context(), std, nil); err != nil {
+		t.Errorf("Down of one schema hurt another: %v", err)
+	}
+}
+
+func TestBadSchemaNames(t *testing.T) {
+	t.Parallel()
+	std := pgtest.NewEmpty(t).SQL(t)
+	for _, name := range []string{"Upper", "1st", "a-b", `a"b`, "a.b", "ü", strings.Repeat("x", 52), "user", "select"} {
+		_, err := migrations.Up(t.Context(), std, &migrations.Config{Schema: name})
+		if !errors.Is(err, migrations.ErrSchema) {
+			t.Errorf("%q: got %v, want ErrSchema", name, err)
+		}
+	}
+}
+
+func TestUpAdoptsWhatCameAnotherWay(t *testing.T) {
+	t.Parallel()
+	ways := map[string]func(t *testing.T, db *pgtest.DB, std *sql.DB) error{
+		"Script with psql": func(t *testing.T, db *pgtest.DB, _ *sql.DB) error {
+			script, err := migrations.Script(nil)
+			if err == nil {
+				db.Exec(t, script)
+			}
+			return err
+		},
+		"UpTx in a goose timeline": func(t *testing.T, _ *pgtest.DB, std *sql.DB) error {
+			step := goose.NewGoMigration(42, &goose.GoFunc{RunTx: func(ctx context.Context, tx *sql.Tx) error {
+				return migrations.UpTx(ctx, tx, nil)
+			}}, nil)
+			p, err := goose.NewProvider(goose.DialectPostgres, std, nil, goose.WithGoMigrations(step), goose.WithLogger(goose.NopLogger()))
+			if err != nil {
+				return err
+			}
+			_, err = p.Up(t.Context())
+			return err
+		},
+		"files copied into a goose timeline": func(t *testing.T, db *pgtest.DB, std *sql.DB) error {
+			db.Exec(t, `CREATE SCHEMA pgonce`)
+			files, err := migrations.FS(nil)
+			if err != nil {
+				return err
+			}
+			dir := t.TempDir()
+			if err := os.CopyFS(dir, files); err != nil {
+				return err
+			}
+			p, err := goose.NewProvider(goose.DialectPostgres, std, os.DirFS(dir), goose.WithLogger(goose.NopLogger()))
+			if err != nil {
+				return err
+			}
+			_, err = p.Up(t.Context())
+			return err
+		},
+	}
+	for name, way := range ways {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			db := pgtest.NewEmpty(t)
+			std := db.SQL(t)
+			if err := way(t, db, std); err != nil {
+				t.Fatal(err)
+			}
+			if err := migrations.Validate(t.Context(), std, nil); err != nil {
+				t.Fatal(err)
+			}
+			applied, err := migrations.Up(t.Context(), std, nil)
+			if err != nil || len(applied) != 0 {
+				t.Errorf("Up afterwards: applied %v, %v; want nothing left to do", applied, err)
+			}
+		})
+	}
+}
+
+func TestValidate(t *testing.T) {
+	t.Parallel()
+	cases := map[string]struct {
+		do   string
+		want string // "" is fine
+	}{
+		"current":                         {`SELECT 1`, ""},
+		"newer, and we are still allowed": {`INSERT INTO pgonce.schema_version VALUES (1000, 1)`, ""},
+		"newer, and we are not":           {`INSERT INTO pgonce.schema_version VALUES (1000, 1000)`, "upgrade the module"},
+		"older":                           {`UPDATE pgonce.schema_version SET version = version - 1000`, "migrations.Up"},
+		"empty":                           {`DELETE FROM pgonce.schema_version`, "migrations.Up"},
+		"missing":                         {`DROP SCHEMA pgonce CASCADE`, "migrations.Up"},
+	}
+	for name, tc := range cases {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			db := pgtest.New(t)
+			db.Exec(t, tc.do)
+			err := migrations.Validate(t.Context(), db.SQL(t), nil)
+			switch {
+			case tc.want == "" && err != nil:
+				t.Errorf("got %v, want nil", err)
+			case tc.want != "" && (!errors.Is(err, migrations.ErrSchema) || !strings.Contains(err.Error(), tc.want)):
+				t.Errorf("got %v, want ErrSchema that says %q", err, tc.want)
+			}
+		})
+	}
+}
+
+func TestValidateWithoutRights(t *testing.T) {
+	t.Parallel()
+	db := pgtest.New(t)
+	role := db.Role(t)
+	std, err := sql.Open("pgx", db.As(t, role))
+	if err != nil {
+		t.Fatal(err)
+	}
+	db.Adopt(t, std)
+	err = migrations.Validate(t.Context(), std, nil)
+	if !errors.Is(err, migrations.ErrSchema) || !strings.Contains(err.Error(), "GRANT") {
+		t.Errorf("got %v, want ErrSchema that names the GRANT", err)
+	}
+	db.GrantDML(t, role)
+	if err := migrations.Validate(t.Context(), std, nil); err != nil {
+		t.Errorf("with DML rights only: %v", err)
+	}
+	if _, err := migrations.Status(t.Context(), std, nil); err != nil {
+		t.Errorf("Status with DML rights only: %v", err)
+	}
+}
+
+func TestStatus(t *testing.T) {
+	t.Parallel()
+	db := pgtest.NewEmpty(t)
+	std := db.SQL(t)
+	for _, applied := range []bool{false, true} {
+		status, err := migrations.Status(t.Context(), std, nil)
+		if err != nil || len(status) != pg.SchemaVersion {
+			t.Fatalf("%v, %v", status, err)
+		}
+		for _, m := range status {
+			if m.AppliedAt.IsZero() == applied {
+				t.Errorf("%s: applied at %v", m.Name, m.AppliedAt)
+			}
+		}
+		if _, err := migrations.Up(t.Context(), std, nil); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+func TestNilDatabase(t *testing.T) {
+	t.Parallel()
+	ctx := t.Context()
+	_, errUp := migrations.Up(ctx, nil, nil)
+	_, errPool := migrations.UpPool(ctx, nil, nil)
+	_, errDown := migrations.Down(ctx, nil, nil)
+	_, errStatus := migrations.Status(ctx, nil, nil)
+	for _, err := range []error{errUp, errPool, errDown, errStatus, migrations.UpTx(ctx, nil, nil), migrations.Validate(ctx, nil, nil)} {
+		if err == nil || !strings.Contains(err.Error(), "nil") {
+			t.Errorf("got %v, want an error about nil", err)
+		}
+	}
+}
