@@ -52,7 +52,7 @@ func (d *Driver) Begin(ctx context.Context, level pg.Isolation, first ...pg.Stmt
 	if err = mapError(err); pg.Rejected(err) || errors.Is(err, pg.ErrNoRow) {
 		return nil, err
 	}
-	return nil, fmt.Errorf("%w: %w", pg.ErrUnavailable, err)
+	return nil, fmt.Errorf("%w: %w", pg.ErrTxLost, err)
 }
 
 func (o *ownedTx) Handle() pgx.Tx { return o.handle }
@@ -134,6 +134,12 @@ func (o *ownedTx) Rollback(ctx context.Context) {
 		return
 	}
 	o.release()
+}
+
+// Abandon implements the seam.
+func (o *ownedTx) Abandon(ctx context.Context) {
+	o.handle.life.end()
+	go o.Rollback(ctx)
 }
 
 func (o *ownedTx) release() {

@@ -104,6 +104,9 @@ func (s *session) Close(context.Context) error {
 // the client library: pgx's error by its type, any other that knows its SQLSTATE
 // and its fields by the letters of the wire protocol (lib/pq) by those.
 func mapError(err error) error {
+	if errors.Is(err, sql.ErrTxDone) {
+		return fmt.Errorf("%w: %w", pg.ErrTxEnded, err)
+	}
 	if e, ok := errors.AsType[*pgconn.PgError](err); ok {
 		severity := e.SeverityUnlocalized
 		if severity == "" {

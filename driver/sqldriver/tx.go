@@ -63,7 +63,7 @@ func beginError(ctx context.Context, err error) error {
 	case pg.Rejected(err), errors.Is(err, pg.ErrNoRow):
 		return err
 	}
-	return fmt.Errorf("%w: %w", pg.ErrUnavailable, err)
+	return fmt.Errorf("%w: %w", pg.ErrTxLost, err)
 }
 
 func isolation(level pg.Isolation) sql.IsolationLevel {
@@ -94,12 +94,9 @@ func (o *ownedTx[TX]) Commit(ctx context.Context, last ...pg.Stmt) error {
 	timer := time.AfterFunc(pg.NetTimeout, o.giveUp)
 	err := o.tx.Commit()
 	timer.Stop()
-	switch {
-	case err == nil:
+	if err == nil {
 		o.release()
 		return nil
-	case errors.Is(err, sql.ErrTxDone):
-		return fmt.Errorf("%w: %w", pg.ErrTxEnded, err)
 	}
 	return pg.CommitError(mapError(err), true)
 }
@@ -108,10 +105,8 @@ func (o *ownedTx[TX]) Commit(ctx context.Context, last ...pg.Stmt) error {
 // not sent.
 func lastError(err error) error {
 	switch {
-	case pg.Rejected(err):
+	case pg.Rejected(err), errors.Is(err, pg.ErrTxEnded):
 		return err
-	case errors.Is(err, sql.ErrTxDone):
-		return fmt.Errorf("%w: %w", pg.ErrTxEnded, err)
 	case pgconn.SafeToRetry(err) && strings.Contains(err.Error(), "conn busy"):
 		return fmt.Errorf("%w: %w", pg.ErrTxBusy, err)
 	}
@@ -134,6 +129,9 @@ func (o *ownedTx[TX]) Rollback(context.Context) {
 	}
 	o.release()
 }
+
+// Abandon implements the seam.
+func (o *ownedTx[TX]) Abandon(ctx context.Context) { go o.Rollback(ctx) }
 
 func (o *ownedTx[TX]) release() {
 	_ = o.conn.Close() // back to the pool

@@ -11,8 +11,7 @@ var (
 	// ErrNoRow means that a statement with Dest returned no row.
 	ErrNoRow = errors.New("no row")
 
-	// ErrUnavailable means that no usable connection could be had, or that it was lost
-	// before anything was decided. Nothing was done; trying again is safe.
+	// ErrUnavailable means that no connection could be had. Nothing was done.
 	ErrUnavailable = errors.New("database unavailable")
 
 	// ErrTxLost means that a transaction is gone with its connection and that its

@@ -96,8 +96,9 @@ type Driver[TX any] interface {
 	// Begin opens a transaction that we own and runs the first statements in it;
 	// on pgx that is one round trip. The ctx bounds the wait for a connection and,
 	// when it ends before the server has answered, gives the connection up; it is
-	// not tied to the transaction afterwards. An error means that nothing is open
-	// and nothing has been done.
+	// not tied to the transaction afterwards. An error means that nothing is open and
+	// nothing has been done: the end of ctx, [ErrUnavailable] without a connection,
+	// [ErrTxLost] when it broke, a non-fatal [*Error] or [ErrNoRow].
 	Begin(ctx context.Context, level Isolation, first ...Stmt) (OwnedTx[TX], error)
 
 	// Session opens a connection of its own, for session advisory locks. It is
@@ -105,8 +106,8 @@ type Driver[TX any] interface {
 	Session(ctx context.Context) (Session, error)
 }
 
-// OwnedTx is a transaction that we began and must end, by exactly one call of
-// Commit or Rollback.
+// OwnedTx is a transaction that we began and must end, by one call of Commit,
+// Rollback or Abandon.
 type OwnedTx[TX any] interface {
 	TxQuerier
 
@@ -129,6 +130,11 @@ type OwnedTx[TX any] interface {
 	// Commit, when it does nothing. A connection that does not answer is closed,
 	// which rolls back as well.
 	Rollback(ctx context.Context)
+
+	// Abandon is Rollback for a caller who has his answer already: it is awaited on
+	// the connection's way back to the pool. It takes at most [NetTimeout], and closing the
+	// pool waits for it.
+	Abandon(ctx context.Context)
 }
 
 // Session is one connection of our own.

@@ -72,6 +72,9 @@ func In(schema, sql string) string {
 func CheckSchema(ctx context.Context, q Querier, schema string) error {
 	var version, minCode, found int64
 	err := q.Run(ctx, Stmt{SQL: In(schema, SQLSchemaVersion), Dest: []any{&version, &minCode}, Rows: &found})
+	if err != nil && !Rejected(err) && !errors.Is(err, ErrUnavailable) {
+		err = fmt.Errorf("%w: %w", ErrUnavailable, err)
+	}
 	return JudgeSchema(schema, int(version), int(minCode), err)
 }
 
@@ -110,14 +113,11 @@ func JudgeSchema(schema string, version, minCode int, err error) error {
 	return bad
 }
 
-// ExplainSchema replaces the server's error about a missing or forbidden table of ours by
-// one that says what to do. Any other error comes back as it is.
+// ExplainSchema replaces the server's answer to a statement of ours, when it says
+// that a table is missing or forbidden, by one that says what to do. Any other error
+// comes back as it is.
 func ExplainSchema(schema string, err error) error {
-	e, ok := errors.AsType[*Error](err)
-	if !ok || !strings.Contains(e.Error(), schema) {
-		return err
-	}
-	switch e.Code {
+	switch Code(err) {
 	case CodeUndefinedTable, CodeNoSuchSchema, CodeNoPrivilege:
 		return JudgeSchema(schema, 0, 0, err)
 	}

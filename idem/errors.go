@@ -1,0 +1,96 @@
+package idem
+
+import (
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/pgonce/pgonce/internal/pg"
+)
+
+var (
+	// ErrInvalidKey means that a key, its operation or its fingerprint cannot be
+	// used. Nothing was sent to the database. The error is a [*KeyError].
+	ErrInvalidKey = errors.New("invalid key")
+
+	// ErrInFlight means that somebody else is executing this key right now. Nothing
+	// was done; asking again later gets their answer.
+	ErrInFlight = errors.New("key is in flight")
+
+	// ErrMismatch means that the key belongs to another request. The error is a
+	// [*MismatchError].
+	ErrMismatch = errors.New("key was used for another request")
+
+	// ErrExpired means that the key was executed long ago and its result is no
+	// longer kept. It was not executed again.
+	ErrExpired = errors.New("key was executed, its result is no longer kept")
+
+	// ErrUnknownOutcome means that nobody can say whether the effect was committed:
+	// the answer to COMMIT was lost, or an earlier handler ended its transaction by
+	// itself. Calling again with the same key is safe: it finds the record, or
+	// executes, or says so again.
+	ErrUnknownOutcome = errors.New("outcome unknown")
+
+	// ErrTxEnded means that the handler ended the transaction it was given. Unless it is
+	// certain that this was a rollback, what it had written may be committed without a
+	// record, so the key is blocked: every later call gets [ErrUnknownOutcome] until a
+	// person has looked. The message says which.
+	ErrTxEnded = errors.New("handler ended its transaction")
+
+	// ErrTxUnusable means that the handler returned no error but left a transaction
+	// that cannot be committed: a statement in it had failed, or rows or batch
+	// results were left open. It was rolled back.
+	ErrTxUnusable = errors.New("handler left an unusable transaction")
+
+	// ErrReadOnly means that the database does not accept writes: a standby, or a
+	// role or database that defaults to read-only transactions. The handler was not run.
+	ErrReadOnly = errors.New("database is read-only")
+
+	// ErrSchema means that the library's tables are missing, too old, too new or
+	// out of reach. The error says which, and what to run.
+	ErrSchema = pg.ErrSchema
+
+	// ErrUnavailable means that no connection could be had, or that it was lost
+	// before COMMIT. Nothing was done; trying again is safe.
+	ErrUnavailable = pg.ErrUnavailable
+)
+
+// KeyError says which part of a key cannot be used, and why. It matches [ErrInvalidKey].
+type KeyError struct {
+	Part   string // "operation", "scope", "id", "fingerprint", "policy"
+	Reason string
+}
+
+func (e *KeyError) Error() string { return e.Part + " " + e.Reason }
+func (*KeyError) Unwrap() error   { return ErrInvalidKey }
+
+// MismatchError says that a key was first used with another fingerprint. It
+// matches [ErrMismatch].
+type MismatchError struct {
+	Key     Key
+	FirstAt time.Time // when the first request was executed
+}
+
+func (e *MismatchError) Error() string {
+	return fmt.Sprintf("%v, first at %s", ErrMismatch, e.FirstAt.UTC().Format(time.RFC3339))
+}
+func (*MismatchError) Unwrap() error { return ErrMismatch }
+
+// handlerError marks the handler's own error on its way out, where the mark is taken off.
+type handlerError struct{ err error }
+
+func (e *handlerError) Error() string { return e.err.Error() }
+
+// publish turns the seam's facts into the exported ones and says which key they are about.
+func publish(verb string, key Key, err error) error {
+	if h, ok := errors.AsType[*handlerError](err); ok {
+		return h.err // as it came: it is the caller's
+	}
+	switch {
+	case errors.Is(err, pg.ErrTxLost):
+		err = fmt.Errorf("%w: %w", ErrUnavailable, err)
+	case errors.Is(err, pg.ErrOutcomeUnknown):
+		err = fmt.Errorf("%w: ask again with the same key: %w", ErrUnknownOutcome, err)
+	}
+	return fmt.Errorf("idem: %s %s: %w", verb, key, err)
+}

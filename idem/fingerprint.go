@@ -1,0 +1,52 @@
+package idem
+
+import (
+	"crypto/sha256"
+	"crypto/subtle"
+)
+
+// Fingerprint is what makes two uses of a key the same request. Every verb asks for one, so
+// that going without is a decision which a reviewer can see. It is stored as a digest of
+// 128 bits with the version of its algorithm.
+type Fingerprint struct {
+	version int64
+	sum     []byte
+}
+
+// The algorithms. The numbers are stored; they are never reused.
+const (
+	fpMissing int64 = iota // the zero Fingerprint, refused
+	fpNone
+	fpBytes
+)
+
+// Bytes is the fingerprint of a request's body as it came. A client that sends the same
+// request must send the same bytes; one that marshals a map anew may not.
+func Bytes(body []byte) Fingerprint {
+	sum := sha256.Sum256(body)
+	return Fingerprint{version: fpBytes, sum: sum[:16]}
+}
+
+// NoFingerprint accepts any request under the key as the same one. It is right where
+// the id is derived from the request itself, and an invitation to wrong replays elsewhere.
+func NoFingerprint() Fingerprint { return Fingerprint{version: fpNone} }
+
+func (f Fingerprint) check() error {
+	if f.version == fpMissing {
+		return &KeyError{Part: "fingerprint", Reason: "is missing: use idem.Bytes(body), or idem.NoFingerprint() to go without"}
+	}
+	return nil
+}
+
+// matches compares with a stored fingerprint. known is false when one of the two was
+// made by an algorithm that this code does not have: a request must not be refused because
+// of a deploy, so such a pair counts as a match that deserves a warning.
+func (f Fingerprint) matches(version int64, sum []byte) (same, known bool) {
+	switch {
+	case f.version == fpNone || version == fpNone:
+		return true, true
+	case f.version != version:
+		return true, false
+	}
+	return subtle.ConstantTimeCompare(f.sum, sum) == 1, true
+}

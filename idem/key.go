@@ -1,0 +1,156 @@
+package idem
+
+import (
+	"crypto/sha256"
+	"encoding/binary"
+	"encoding/hex"
+	"fmt"
+	"math"
+	"time"
+	"unicode/utf8"
+)
+
+// The longest that a part of a key may be, in bytes.
+const (
+	MaxOpName = 100
+	MaxScope  = 255
+	MaxID     = 255
+)
+
+// Forever, as a duration of an [Op], means without end. Use it for money.
+const Forever time.Duration = math.MaxInt64
+
+const (
+	defaultReplayFor   = 24 * time.Hour
+	defaultRememberFor = 30 * 24 * time.Hour
+)
+
+// Op is an operation with its policy. Declare it once, as a package variable.
+type Op struct {
+	// Name is part of every key, so the same id under two operations is two keys. It is
+	// stored: renaming an operation forgets its keys. Up to 100 bytes.
+	Name string
+
+	// ReplayFor is how long a finished key answers with its stored result. After
+	// that it answers [ErrExpired]. Defaults to 24 hours.
+	ReplayFor time.Duration
+
+	// RememberFor is how long a finished key is known at least, and so how long a
+	// late repeat is kept from executing again. It must not be shorter than
+	// ReplayFor. Defaults to 30 days, or ReplayFor if that is longer.
+	RememberFor time.Duration
+}
+
+// Key names one request of one tenant: scope, operation and id together. It is a value;
+// make it with [Op.Key]. A key that cannot be used is reported by the verb that
+// gets it.
+type Key struct {
+	op        Op
+	scope, id string
+}
+
+// Key is the key of a request. The scope is whoever may choose ids without asking the
+// others (a tenant, a merchant, a queue); two scopes never see each other's keys. The id
+// is what the requester repeats when it tries again: the Idempotency-Key header, the
+// message id, the refund number.
+//
+// Both are required, 1 to 255 bytes of valid UTF-8 without control characters.
+func (o Op) Key(scope, id string) Key { return Key{op: o, scope: scope, id: id} }
+
+// Op is the key's operation.
+func (k Key) Op() Op { return k.op }
+
+// Scope is the key's scope.
+func (k Key) Scope() string { return k.scope }
+
+// ID is the key's id.
+func (k Key) ID() string { return k.id }
+
+// String is for logs and errors. It shows the scope and the operation but only a
+// digest of the id, which is often somebody's secret.
+func (k Key) String() string {
+	return fmt.Sprintf("%s/%s#%s", printable(k.scope), printable(k.op.Name), hex.EncodeToString(k.digest()[:4]))
+}
+
+// printable shows what it can of a part that may have been refused.
+func printable(s string) string {
+	const most = 64
+	if len(s) > most {
+		s = s[:most] + "..."
+	}
+	quoted := fmt.Sprintf("%q", s)
+	return quoted[1 : len(quoted)-1]
+}
+
+// resolved is the operation with its defaults filled in.
+func (o Op) resolved() Op {
+	if o.ReplayFor == 0 {
+		o.ReplayFor = defaultReplayFor
+	}
+	if o.RememberFor == 0 {
+		o.RememberFor = max(defaultRememberFor, o.ReplayFor)
+	}
+	return o
+}
+
+// check refuses what cannot be a key, with a *KeyError.
+func (k Key) check() error {
+	parts := []struct {
+		name, value string
+		most        int
+	}{{"operation", k.op.Name, MaxOpName}, {"scope", k.scope, MaxScope}, {"id", k.id, MaxID}}
+	for _, p := range parts {
+		if reason := fault(p.value, p.most); reason != "" {
+			return &KeyError{Part: p.name, Reason: reason}
+		}
+	}
+	switch op := k.op.resolved(); {
+	case op.ReplayFor < 0 || op.RememberFor < 0:
+		return &KeyError{Part: "policy", Reason: "has a negative duration; use idem.Forever for no end"}
+	case op.RememberFor < op.ReplayFor:
+		return &KeyError{Part: "policy", Reason: "forgets the key (RememberFor) before its result (ReplayFor)"}
+	}
+	return nil
+}
+
+// fault says what is wrong with a part of a key, or nothing.
+func fault(s string, most int) string {
+	switch {
+	case s == "":
+		return "is empty"
+	case len(s) > most:
+		return fmt.Sprintf("has %d bytes, the limit is %d", len(s), most)
+	case !utf8.ValidString(s):
+		return "is not valid UTF-8"
+	}
+	for i, r := range s {
+		if r < 0x20 || r >= 0x7f && r < 0xa0 {
+			return fmt.Sprintf("has the control character %U at byte %d", r, i)
+		}
+	}
+	return ""
+}
+
+// digest is what the record is stored under, beside the scope. The parts are
+// length-prefixed, so no two pairs run together to the same bytes. Frozen.
+func (k Key) digest() []byte {
+	sum := hashParts(k.op.Name, k.id)
+	return sum[:16]
+}
+
+// lock is the number of the key's advisory lock. A collision of two keys costs a
+// needless wait and nothing else, since the primary key decides. Frozen: processes of
+// two releases must agree on it.
+func (k Key) lock(schema string) int64 {
+	sum := hashParts("pgonce.idem", schema, k.scope, k.op.Name, k.id)
+	return int64(binary.BigEndian.Uint64(sum[:8])) //nolint:gosec // a bit pattern, not a number
+}
+
+func hashParts(parts ...string) [sha256.Size]byte {
+	var buf []byte
+	for _, p := range parts {
+		buf = binary.BigEndian.AppendUint64(buf, uint64(len(p)))
+		buf = append(buf, p...)
+	}
+	return sha256.Sum256(buf)
+}

@@ -1,0 +1,89 @@
+package idem
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/pgonce/pgonce/internal/pg"
+)
+
+// The states of a record. The numbers are stored.
+const (
+	stateDone    int64 = 1
+	stateUnknown int64 = 3
+)
+
+// record is a row of idem_record as far as callers need it.
+type record struct {
+	found     bool // this is the answer of an earlier execution
+	rows      int64
+	state     int64
+	fpVersion int64
+	fp        []byte
+	createdAt time.Time
+	kept      bool // ReplayFor has not passed
+	result    []byte
+}
+
+func (c *call[TX]) lookupStmt(r *record) pg.Stmt {
+	return pg.Stmt{
+		SQL: c.store.sql.lookup, Args: []any{c.key.scope, c.key.digest()},
+		Dest: []any{&r.state, &r.fpVersion, &r.fp, &r.createdAt, &r.kept, &r.result},
+		Rows: &r.rows,
+	}
+}
+
+// look reads the record outside any transaction.
+func (c *call[TX]) look(ctx context.Context) (record, error) {
+	var rec record
+	err := c.store.db.Pool().Run(ctx, c.lookupStmt(&rec))
+	switch {
+	case err != nil && ctx.Err() != nil:
+		return record{}, errors.Join(context.Cause(ctx), err)
+	case err != nil && !pg.Rejected(err):
+		return record{}, fmt.Errorf("%w: %w", ErrUnavailable, err)
+	case err != nil:
+		return record{}, pg.ExplainSchema(c.store.cfg.Schema, err)
+	case rec.rows == 0:
+		return record{}, nil
+	}
+	return c.answer(rec)
+}
+
+// answer decides what an existing record means for this request. The fingerprint comes
+// first: who cannot show the same request learns nothing about the first one.
+func (c *call[TX]) answer(rec record) (record, error) {
+	same, known := c.fp.matches(rec.fpVersion, rec.fp)
+	if !known {
+		c.store.cfg.Logger.Warn("idem: fingerprint not compared: stored by an algorithm that this code does not know",
+			"key", c.key, "stored", rec.fpVersion, "request", c.fp.version)
+	}
+	switch {
+	case !same:
+		return record{}, &MismatchError{Key: c.key, FirstAt: rec.createdAt}
+	case rec.state == stateUnknown:
+		return record{}, fmt.Errorf("%w: a handler ended its transaction at %s, a person has to look at what it wrote",
+			ErrUnknownOutcome, rec.createdAt.UTC().Format(time.RFC3339))
+	case rec.state != stateDone:
+		return record{}, fmt.Errorf("%w: record has state %d, which this code does not know: upgrade the module", ErrSchema, rec.state)
+	case !rec.kept || rec.result == nil:
+		return record{}, fmt.Errorf("%w: first at %s", ErrExpired, rec.createdAt.UTC().Format(time.RFC3339))
+	}
+	rec.found = true
+	return rec, nil
+}
+
+// isDuplicate recognises the primary key's verdict, and nobody else's: a unique
+// violation in the handler's own tables must not look like a lost race.
+func isDuplicate(err error) bool {
+	e, ok := errors.AsType[*pg.Error](err)
+	return ok && e.Code == pg.CodeUnique && e.Table == "idem_record" && e.Constraint == "idem_record_pkey"
+}
+
+// isEndedEarly recognises the created_at that became NULL.
+func isEndedEarly(err error) bool {
+	e, ok := errors.AsType[*pg.Error](err)
+	return ok && e.Code == pg.CodeNotNull && e.Table == "idem_record" && e.Column == "created_at"
+}

@@ -1,0 +1,50 @@
+package idem
+
+// Every statement names its key, so each touches one row, and one shard where the
+// table is distributed by scope. All of them use the primary key's index.
+const (
+	// sqlGuard takes the key's lock if it is free. Lock: one advisory, exclusive, until
+	// the transaction ends. It never waits.
+	sqlGuard = `
+SELECT pg_try_advisory_xact_lock($1::bigint), now(),
+       pg_is_in_recovery() OR current_setting('transaction_read_only') = 'on'`
+
+	// sqlLookup must be a statement of its own after sqlGuard. In one statement both would
+	// see the snapshot of before the lock, and so could miss a record that was
+	// committed while the lock was still held. Locks: ACCESS SHARE. No xid, no WAL.
+	sqlLookup = `
+SELECT state, fp_ver, fp, created_at, replay_until > statement_timestamp(),
+       CASE WHEN replay_until > statement_timestamp() THEN result END
+FROM "pgonce"."idem_record"
+WHERE scope = $1::text AND digest = $2::bytea`
+
+	// sqlInsert writes the finished record. The primary key is the arbiter: whatever
+	// else went wrong, a second record for the key cannot commit. created_at becomes
+	// NULL, which the column refuses, when this is not the transaction that took
+	// the key's lock. A negative duration means for ever.
+	sqlInsert = `
+INSERT INTO "pgonce"."idem_record"
+       (attempt, created_at, replay_until, remember_until, state, fp_ver, scope, digest, op, id, fp, result)
+VALUES ($1::bigint, CASE WHEN now() = $2::timestamptz THEN now() END,
+        CASE WHEN $3::float8 < 0 THEN 'infinity' ELSE statement_timestamp() + make_interval(secs => $3::float8) END,
+        CASE WHEN $4::float8 < 0 THEN 'infinity' ELSE statement_timestamp() + make_interval(secs => $4::float8) END,
+        $5::smallint, $6::smallint, $7::text, $8::bytea, $9::text, $10::text, $11::bytea, $12::bytea)`
+
+	// sqlInsertUnknown blocks a key whose handler ended its transaction, for ever. If
+	// somebody else has decided the key meanwhile, theirs stands.
+	sqlInsertUnknown = `
+INSERT INTO "pgonce"."idem_record"
+       (attempt, created_at, replay_until, remember_until, state, fp_ver, scope, digest, op, id, fp)
+VALUES ($1::bigint, statement_timestamp(), 'infinity', 'infinity', 3, $2::smallint, $3::text, $4::bytea, $5::text, $6::text, $7::bytea)
+ON CONFLICT (scope, digest) DO NOTHING`
+
+	// sqlXID gives the transaction its number, which the INSERT would do later, so that
+	// its fate can be asked for when a handler has ended it.
+	sqlXID = `SELECT pg_current_xact_id()::text`
+
+	// sqlFate is what became of a transaction. NULL when it is too old to tell.
+	sqlFate = `SELECT coalesce(pg_xact_status($1::text::xid8), '')`
+
+	// sqlSameTx tells whether this is still the transaction that began at $1. Locks: none.
+	sqlSameTx = `SELECT now() = $1::timestamptz`
+)

@@ -1,0 +1,113 @@
+package idem
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"log/slog"
+	"sync/atomic"
+
+	"github.com/pgonce/pgonce/internal/pg"
+)
+
+// Codec turns results into what is stored, and back.
+type Codec interface {
+	Encode(v any) ([]byte, error)
+	Decode(data []byte, into any) error
+}
+
+// Config tunes a [Store]. A nil *Config is ready to use.
+type Config struct {
+	// Schema holds the tables, as created by the migrations package. Defaults to "pgonce".
+	Schema string
+
+	// HideIDs keeps the ids of keys out of the table; only a digest of 16 bytes is stored.
+	// Defaults to storing them in clear, for people who look.
+	HideIDs bool
+
+	// Codec encodes results. All processes that share keys must use the same.
+	// Defaults to JSON.
+	Codec Codec
+
+	// Logger gets a line for what deserves a look but does not stop a call. Defaults to
+	// discarding.
+	Logger *slog.Logger
+}
+
+// Store keeps keys in one schema of one database. It holds no connection and runs no
+// goroutine of its own; it is as light as the driver it was made from. Safe for
+// concurrent use.
+type Store[TX any] struct {
+	db      pg.Driver[TX]
+	cfg     Config
+	sql     statements
+	checked atomic.Bool // the schema was seen to be usable
+}
+
+// statements are the constants of sql.go for the store's schema.
+type statements struct {
+	lookup, insert, insertUnknown string
+}
+
+// New makes a store over a driver: pgxdriver.New(pool), sqldriver.New(db) or
+// sqlxdriver.New(db). It does not touch the database; the first call checks the schema, or
+// [Store.Validate] before that. Errors: [ErrSchema] for a name that cannot be one, and
+// a driver that was made from nothing.
+func New[TX any](db pg.Driver[TX], cfg *Config) (*Store[TX], error) {
+	if db == nil {
+		return nil, errors.New("idem: new: nil driver: pass pgxdriver.New(pool), sqldriver.New(db) or sqlxdriver.New(db)")
+	}
+	if err := db.Err(); err != nil {
+		return nil, fmt.Errorf("idem: new: %w", err)
+	}
+	s := &Store[TX]{db: db}
+	if cfg != nil {
+		s.cfg = *cfg
+	}
+	if s.cfg.Schema == "" {
+		s.cfg.Schema = pg.DefaultSchema
+	}
+	if err := pg.CheckSchemaName(s.cfg.Schema); err != nil {
+		return nil, fmt.Errorf("idem: new: %w", err)
+	}
+	if s.cfg.Codec == nil {
+		s.cfg.Codec = jsonCodec{}
+	}
+	if s.cfg.Logger == nil {
+		s.cfg.Logger = slog.New(slog.DiscardHandler)
+	}
+	s.sql = statements{
+		lookup:        pg.In(s.cfg.Schema, sqlLookup),
+		insert:        pg.In(s.cfg.Schema, sqlInsert),
+		insertUnknown: pg.In(s.cfg.Schema, sqlInsertUnknown),
+	}
+	return s, nil
+}
+
+// Validate checks that this code can work with the schema in the database, and
+// says what to run where it cannot ([ErrSchema]). Call it at start. One round trip.
+func (s *Store[TX]) Validate(ctx context.Context) error {
+	if err := pg.CheckSchema(ctx, s.db.Pool(), s.cfg.Schema); err != nil {
+		return fmt.Errorf("idem: validate: %w", err)
+	}
+	s.checked.Store(true)
+	return nil
+}
+
+// ready is Validate for the first call; the calls after that pay nothing.
+func (s *Store[TX]) ready(ctx context.Context) error {
+	if s.checked.Load() {
+		return nil
+	}
+	if err := pg.CheckSchema(ctx, s.db.Pool(), s.cfg.Schema); err != nil {
+		return err
+	}
+	s.checked.Store(true)
+	return nil
+}
+
+type jsonCodec struct{}
+
+func (jsonCodec) Encode(v any) ([]byte, error)       { return json.Marshal(v) }
+func (jsonCodec) Decode(data []byte, into any) error { return json.Unmarshal(data, into) }

@@ -1,0 +1,119 @@
+//go:build unix
+
+// Package conformance holds every driver to the same behaviour: one suite, run for each
+// client library and, on pgx, for each way it can talk to the server.
+package conformance
+
+import (
+	"context"
+	"errors"
+	"strings"
+	"testing"
+
+	"github.com/pgonce/pgonce/internal/pg"
+	"github.com/pgonce/pgonce/internal/pgtest"
+)
+
+// Client is a client library under test.
+type Client[TX any] struct {
+	// Open connects to db with a pool of at most conns connections.
+	Open func(t *testing.T, db *pgtest.DB, conns int) pg.Driver[TX]
+
+	// Exec runs a statement in the handler's transaction, as a user's code would.
+	Exec func(ctx context.Context, tx TX, sql string, args ...any) error
+
+	// LeaveOpen starts a query that returns rows and does not read them.
+	LeaveOpen func(ctx context.Context, tx TX, sql string) error
+
+	// Commit and Rollback end the handler's transaction, as a user's code must not.
+	Commit, Rollback func(ctx context.Context, tx TX) error
+
+	// Guarded says that the handler's transaction refuses Commit and Rollback.
+	Guarded bool
+}
+
+// Run runs the suite.
+func Run[TX any](t *testing.T, c Client[TX]) {
+	t.Helper()
+	suites := map[string]func(*testing.T, Client[TX]){
+		"seam/Values":             seamValues[TX],
+		"seam/NoRow":              seamNoRow[TX],
+		"seam/RunAllStops":        seamRunAllStops[TX],
+		"seam/ErrorFields":        seamErrorFields[TX],
+		"seam/CallersTransaction": seamCallersTransaction[TX],
+		"seam/FailedBegin":        seamFailedBegin[TX],
+		"seam/Isolation":          seamIsolation[TX],
+		"seam/CommitRefused":      seamCommitRefused[TX],
+		"seam/CommitLost":         seamCommitLost[TX],
+		"seam/HandleDies":         seamHandleDies[TX],
+		"seam/DeadContext":        seamDeadContext[TX],
+		"seam/PoolOfOne":          seamPoolOfOne[TX],
+		"seam/QueryStopsEarly":    seamQueryStopsEarly[TX],
+		"seam/Session":            seamSession[TX],
+		"idem/NewAndRepeat":       idemNewAndRepeat[TX],
+		"idem/Mismatch":           idemMismatch[TX],
+		"idem/Separate":           idemSeparate[TX],
+		"idem/InFlight":           idemInFlight[TX],
+		"idem/Storm":              idemStorm[TX],
+		"idem/HandlerFails":       idemHandlerFails[TX],
+		"idem/HandlerPanics":      idemHandlerPanics[TX],
+		"idem/HandlerEnds":        idemHandlerEnds[TX],
+		"idem/HandlerEndsByVerb":  idemHandlerEndsByVerb[TX],
+		"idem/HandlerSpoils":      idemHandlerSpoils[TX],
+		"idem/HandlerRetried":     idemHandlerRetried[TX],
+		"idem/ContextEnds":        idemContextEnds[TX],
+		"idem/BackendKilled":      idemBackendKilled[TX],
+		"idem/Expiry":             idemExpiry[TX],
+		"idem/ReadOnly":           idemReadOnly[TX],
+		"idem/Results":            idemResults[TX],
+		"idem/UserConstraint":     idemUserConstraint[TX],
+	}
+	for name, suite := range suites {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			suite(t, c)
+		})
+	}
+}
+
+// effects is the table that handlers write to. One row is one effect.
+const effects = `CREATE TABLE effect (name text NOT NULL)`
+
+// begin opens an owned transaction that the test rolls back if it forgets to end it.
+func begin[TX any](t *testing.T, d pg.Driver[TX], level pg.Isolation, first ...pg.Stmt) pg.OwnedTx[TX] {
+	t.Helper()
+	tx, err := d.Begin(t.Context(), level, first...)
+	if err != nil {
+		t.Fatalf("begin: %v", err)
+	}
+	t.Cleanup(func() { tx.Rollback(context.Background()) })
+	return tx
+}
+
+func wantErr(t *testing.T, err, want error) {
+	t.Helper()
+	if !errors.Is(err, want) {
+		t.Errorf("got error %v, want %v", err, want)
+	}
+}
+
+func wantText(t *testing.T, err error, text string) {
+	t.Helper()
+	if err == nil || !strings.Contains(err.Error(), text) {
+		t.Errorf("got error %v, want one that says %q", err, text)
+	}
+}
+
+func wantInt(t *testing.T, what string, got, want int64) {
+	t.Helper()
+	if got != want {
+		t.Errorf("%s: got %d, want %d", what, got, want)
+	}
+}
+
+func noErr(t *testing.T, err error) {
+	t.Helper()
+	if err != nil {
+		t.Fatal(err)
+	}
+}

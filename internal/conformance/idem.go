@@ -1,0 +1,592 @@
+//go:build unix
+
+package conformance
+
+import (
+	"context"
+	"errors"
+	"runtime"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/pgonce/pgonce/idem"
+	"github.com/pgonce/pgonce/internal/pg"
+	"github.com/pgonce/pgonce/internal/pgtest"
+)
+
+var refund = idem.Op{Name: "refund.create"}
+
+// bench is a store on a database with the effect table.
+type bench[TX any] struct {
+	Client[TX]
+	t    *testing.T
+	db   *pgtest.DB
+	keys *idem.Store[TX]
+}
+
+func setup[TX any](t *testing.T, c Client[TX], conns int) *bench[TX] {
+	t.Helper()
+	db := pgtest.New(t)
+	db.Exec(t, effects)
+	keys, err := idem.New(c.Open(t, db, conns), nil)
+	noErr(t, err)
+	return &bench[TX]{c, t, db, keys}
+}
+
+// do executes key id with a handler that makes one effect and returns id.
+func (b *bench[TX]) do(ctx context.Context, id string) (idem.Result[string], error) {
+	return idem.Do(ctx, b.keys, refund.Key("m1", id), idem.Bytes([]byte(id)), b.effect(id))
+}
+
+func (b *bench[TX]) effect(id string) func(context.Context, TX) (string, error) {
+	return func(ctx context.Context, tx TX) (string, error) {
+		return "receipt " + id, b.Exec(ctx, tx, `INSERT INTO effect VALUES ('`+id+`')`)
+	}
+}
+
+func (b *bench[TX]) effects(want int64) {
+	b.t.Helper()
+	wantInt(b.t, "effects", b.db.Int(b.t, `SELECT count(*) FROM effect`), want)
+}
+
+func (b *bench[TX]) records(want int64) {
+	b.t.Helper()
+	wantInt(b.t, "records", b.db.Int(b.t, `SELECT count(*) FROM pgonce.idem_record`), want)
+}
+
+func idemNewAndRepeat[TX any](t *testing.T, c Client[TX]) {
+	b := setup(t, c, 1)
+	_, ok, err := idem.Lookup[string](t.Context(), b.keys, refund.Key("m1", "r1"), idem.Bytes([]byte("r1")))
+	if ok || err != nil {
+		t.Errorf("lookup before: %v, %v", ok, err)
+	}
+	first, err := b.do(t.Context(), "r1")
+	noErr(t, err)
+	if first.Value != "receipt r1" || first.Replayed || first.FirstAt.IsZero() {
+		t.Errorf("first: %+v", first)
+	}
+	for range 2 {
+		again, err := b.do(t.Context(), "r1")
+		noErr(t, err)
+		if again.Value != first.Value || !again.Replayed || !again.FirstAt.Equal(first.FirstAt) {
+			t.Errorf("repeat: %+v, first was %+v", again, first)
+		}
+	}
+	found, ok, err := idem.Lookup[string](t.Context(), b.keys, refund.Key("m1", "r1"), idem.Bytes([]byte("r1")))
+	if err != nil || !ok || found.Value != first.Value || !found.Replayed || !found.FirstAt.Equal(first.FirstAt) {
+		t.Errorf("lookup after: %+v, %v, %v", found, ok, err)
+	}
+	b.effects(1)
+	b.records(1)
+}
+
+func idemMismatch[TX any](t *testing.T, c Client[TX]) {
+	b := setup(t, c, 2)
+	first, err := b.do(t.Context(), "r1")
+	noErr(t, err)
+	key := refund.Key("m1", "r1")
+	_, err = idem.Do(t.Context(), b.keys, key, idem.Bytes([]byte("another amount")), b.effect("r1"))
+	wantErr(t, err, idem.ErrMismatch)
+	if e, ok := errors.AsType[*idem.MismatchError](err); !ok || e.Key != key || !e.FirstAt.Equal(first.FirstAt) {
+		t.Errorf("got %#v", err)
+	}
+	_, _, err = idem.Lookup[string](t.Context(), b.keys, key, idem.Bytes([]byte("another amount")))
+	wantErr(t, err, idem.ErrMismatch)
+	res, err := idem.Do(t.Context(), b.keys, key, idem.NoFingerprint(), b.effect("r1"))
+	noErr(t, err)
+	if !res.Replayed {
+		t.Error("NoFingerprint should accept any request")
+	}
+	// A fingerprint by an algorithm of another release must not refuse a repeat.
+	b.db.Exec(t, `UPDATE pgonce.idem_record SET fp_ver = 77`)
+	res, err = b.do(t.Context(), "r1")
+	noErr(t, err)
+	if !res.Replayed {
+		t.Error("an unknown fingerprint version should replay")
+	}
+	b.effects(1)
+}
+
+// Scope, operation and id are three things, and no two of them run together.
+func idemSeparate[TX any](t *testing.T, c Client[TX]) {
+	b := setup(t, c, 2)
+	for _, key := range []idem.Key{
+		refund.Key("m1", "r1"), refund.Key("m2", "r1"), refund.Key("m1", "r2"), refund.Key("m", "1r1"),
+		idem.Op{Name: "refund"}.Key("m1", ".creater1"), idem.Op{Name: "payout"}.Key("m1", "r1"),
+	} {
+		res, err := idem.Do(t.Context(), b.keys, key, idem.NoFingerprint(), b.effect("x"))
+		noErr(t, err)
+		if res.Replayed {
+			t.Errorf("%v was taken for another key", key)
+		}
+	}
+	b.effects(6)
+}
+
+func idemInFlight[TX any](t *testing.T, c Client[TX]) {
+	b := setup(t, c, 4)
+	inside, goOn, done := make(chan struct{}), make(chan struct{}), make(chan error, 1)
+	go func() {
+		_, err := idem.Do(t.Context(), b.keys, refund.Key("m1", "r1"), idem.NoFingerprint(), func(ctx context.Context, tx TX) (string, error) {
+			close(inside)
+			<-goOn
+			return b.effect("r1")(ctx, tx)
+		})
+		done <- err
+	}()
+	<-inside
+	for range 3 {
+		_, err := b.do(t.Context(), "r1")
+		wantErr(t, err, idem.ErrInFlight)
+	}
+	_, err := b.do(t.Context(), "r2")
+	noErr(t, err) // other keys are free
+	_, ok, err := idem.Lookup[string](t.Context(), b.keys, refund.Key("m1", "r1"), idem.NoFingerprint())
+	if ok || err != nil {
+		t.Errorf("lookup while in flight: %v, %v", ok, err)
+	}
+	close(goOn)
+	noErr(t, <-done)
+	res, err := b.do(t.Context(), "r1") // the first had no fingerprint, so any request is the same
+	noErr(t, err)
+	if res.Value != "receipt r1" || !res.Replayed {
+		t.Errorf("got %+v", res)
+	}
+	b.effects(2)
+}
+
+// Many callers of few keys, each until it is answered: one effect a key, one answer for all.
+func idemStorm[TX any](t *testing.T, c Client[TX]) {
+	b := setup(t, c, 6)
+	ids := []string{"r1", "r2", "r3"}
+	var (
+		wg      sync.WaitGroup
+		mu      sync.Mutex
+		firsts  = map[string]int{}
+		instant = map[string]time.Time{}
+	)
+	for n := range 60 {
+		id := ids[n%len(ids)]
+		wg.Go(func() {
+			for {
+				res, err := b.do(t.Context(), id)
+				if errors.Is(err, idem.ErrInFlight) {
+					runtime.Gosched()
+					continue
+				}
+				mu.Lock()
+				defer mu.Unlock()
+				if err != nil {
+					t.Errorf("%s: %v", id, err)
+					return
+				}
+				if !res.Replayed {
+					firsts[id]++
+				}
+				if at, ok := instant[id]; ok && !at.Equal(res.FirstAt) || res.Value != "receipt "+id {
+					t.Errorf("%s: answer %+v differs from the one of %v", id, res, at)
+				}
+				instant[id] = res.FirstAt
+				return
+			}
+		})
+	}
+	wg.Wait()
+	for _, id := range ids {
+		wantInt(t, "executions of "+id, int64(firsts[id]), 1)
+	}
+	b.effects(3)
+	b.records(3)
+}
+
+var errRefused = errors.New("card is stolen")
+
+func idemHandlerFails[TX any](t *testing.T, c Client[TX]) {
+	b := setup(t, c, 1)
+	for range 2 {
+		_, err := idem.Do(t.Context(), b.keys, refund.Key("m1", "r1"), idem.NoFingerprint(), func(ctx context.Context, tx TX) (string, error) {
+			noErr(t, b.Exec(ctx, tx, `INSERT INTO effect VALUES ('r1')`))
+			return "half", errRefused
+		})
+		if err != errRefused { //nolint:errorlint // the handler's error must come back as it is
+			t.Errorf("got %v, want the handler's own error", err)
+		}
+	}
+	b.effects(0)
+	b.records(0)
+	_, err := b.do(t.Context(), "r1")
+	noErr(t, err)
+	b.effects(1)
+}
+
+func idemHandlerPanics[TX any](t *testing.T, c Client[TX]) {
+	b := setup(t, c, 1)
+	call := func(blow func()) {
+		_, _ = idem.Do(t.Context(), b.keys, refund.Key("m1", "r1"), idem.NoFingerprint(), func(ctx context.Context, tx TX) (string, error) {
+			noErr(t, b.Exec(ctx, tx, `INSERT INTO effect VALUES ('r1')`))
+			blow()
+			return "", nil
+		})
+	}
+	func() {
+		defer func() {
+			if r := recover(); r != "boom" {
+				t.Errorf("recovered %v, want the handler's panic", r)
+			}
+		}()
+		call(func() { panic("boom") })
+	}()
+	var wg sync.WaitGroup
+	wg.Go(func() { call(runtime.Goexit) })
+	wg.Wait()
+	b.effects(0)
+	b.records(0)
+	_, err := b.do(t.Context(), "r1")
+	noErr(t, err)
+	b.effects(1)
+}
+
+// A handler that ends its transaction by SQL is found out, whether it then returns an error
+// or not. An effect that may be durable blocks its key.
+func idemHandlerEnds[TX any](t *testing.T, c Client[TX]) {
+	for name, tc := range map[string]struct {
+		sql     []string
+		durable bool
+	}{
+		"COMMIT":             {[]string{`COMMIT`}, true},
+		"COMMIT, BEGIN":      {[]string{`COMMIT`, `BEGIN`}, true},
+		"COMMIT AND CHAIN":   {[]string{`COMMIT AND CHAIN`}, true},
+		"ROLLBACK AND CHAIN": {[]string{`ROLLBACK AND CHAIN`}, false},
+	} {
+		for _, result := range []error{nil, errRefused} {
+			t.Run(name, func(t *testing.T) {
+				t.Parallel()
+				b := setup(t, c, 2)
+				_, err := idem.Do(t.Context(), b.keys, refund.Key("m1", "r1"), idem.NoFingerprint(), func(ctx context.Context, tx TX) (string, error) {
+					noErr(t, b.Exec(ctx, tx, `INSERT INTO effect VALUES ('r1')`))
+					for _, sql := range tc.sql {
+						noErr(t, b.Exec(ctx, tx, sql))
+					}
+					return "", result
+				})
+				if result != nil {
+					wantErr(t, err, result)
+				}
+				if !tc.durable && !c.Guarded { // the driver knows the transaction's number, and so its fate
+					_, err = b.do(t.Context(), "r1")
+					noErr(t, err)
+					b.effects(1)
+					return
+				}
+				wantErr(t, err, idem.ErrTxEnded)
+				_, err = b.do(t.Context(), "r1")
+				wantErr(t, err, idem.ErrUnknownOutcome)
+				_, _, err = idem.Lookup[string](t.Context(), b.keys, refund.Key("m1", "r1"), idem.NoFingerprint())
+				wantErr(t, err, idem.ErrUnknownOutcome)
+				b.records(1)
+				if tc.durable {
+					b.effects(1)
+				}
+			})
+		}
+	}
+}
+
+// The verbs Commit and Rollback are refused where that can be, and found out elsewhere.
+func idemHandlerEndsByVerb[TX any](t *testing.T, c Client[TX]) {
+	for name, tc := range map[string]struct {
+		end     func(context.Context, TX) error
+		result  error
+		effects int64
+		want    error // on a driver that cannot refuse
+	}{
+		"Commit":              {c.Commit, nil, 1, idem.ErrTxEnded},
+		"Commit, then fail":   {c.Commit, errRefused, 1, idem.ErrTxEnded},
+		"Rollback":            {c.Rollback, nil, 0, idem.ErrTxEnded},
+		"Rollback, then fail": {c.Rollback, errRefused, 0, errRefused},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			b := setup(t, c, 2)
+			_, err := idem.Do(t.Context(), b.keys, refund.Key("m1", "r1"), idem.NoFingerprint(), func(ctx context.Context, tx TX) (string, error) {
+				noErr(t, b.Exec(ctx, tx, `INSERT INTO effect VALUES ('r1')`))
+				if err := tc.end(ctx, tx); (err != nil) != c.Guarded {
+					t.Errorf("ending it: %v", err)
+				}
+				return "receipt r1", tc.result
+			})
+			if c.Guarded {
+				wantErr(t, err, tc.result)
+				return
+			}
+			wantErr(t, err, tc.want)
+			b.effects(tc.effects)
+			_, err = b.do(t.Context(), "r1")
+			if tc.effects == 0 {
+				noErr(t, err) // a rollback did no harm: the key is free
+			} else {
+				wantErr(t, err, idem.ErrUnknownOutcome)
+			}
+			b.effects(1)
+		})
+	}
+}
+
+// A handler that says all is well over a transaction that cannot commit.
+func idemHandlerSpoils[TX any](t *testing.T, c Client[TX]) {
+	b := setup(t, c, 1)
+	_, err := idem.Do(t.Context(), b.keys, refund.Key("m1", "r1"), idem.NoFingerprint(), func(ctx context.Context, tx TX) (string, error) {
+		noErr(t, b.Exec(ctx, tx, `INSERT INTO effect VALUES ('r1')`))
+		_ = b.Exec(ctx, tx, `SELECT 1/0`) // swallowed
+		return "fine", nil
+	})
+	wantErr(t, err, idem.ErrTxUnusable)
+	b.effects(0)
+
+	_, err = idem.Do(t.Context(), b.keys, refund.Key("m1", "r1"), idem.NoFingerprint(), func(ctx context.Context, tx TX) (string, error) {
+		noErr(t, b.Exec(ctx, tx, `INSERT INTO effect VALUES ('r1')`))
+		return "fine", b.LeaveOpen(ctx, tx, `SELECT g, repeat('x', 1000) FROM generate_series(1, 10000) g`)
+	})
+	if err == nil {
+		t.Error("rows left open: want an error")
+	}
+	b.effects(0)
+
+	var leaked TX
+	_, err = idem.Do(t.Context(), b.keys, refund.Key("m1", "r1"), idem.NoFingerprint(), func(_ context.Context, tx TX) (string, error) {
+		leaked = tx
+		return "fine", nil
+	})
+	noErr(t, err)
+	if err := b.Exec(t.Context(), leaked, `INSERT INTO effect VALUES ('late')`); err == nil {
+		t.Error("a leaked transaction still works")
+	}
+	b.effects(0)
+}
+
+// A serialization failure or a deadlock in the handler is worth another attempt.
+func idemHandlerRetried[TX any](t *testing.T, c Client[TX]) {
+	b := setup(t, c, 1)
+	b.db.Exec(t, `CREATE SEQUENCE runs; CREATE FUNCTION fail_twice() RETURNS void LANGUAGE plpgsql AS $$
+		BEGIN IF nextval('runs') < 3 THEN RAISE EXCEPTION 'again' USING ERRCODE = '40001'; END IF; END $$`)
+	runs := 0
+	res, err := idem.Do(t.Context(), b.keys, refund.Key("m1", "r1"), idem.NoFingerprint(), func(ctx context.Context, tx TX) (string, error) {
+		runs++
+		if err := b.Exec(ctx, tx, `INSERT INTO effect VALUES ('r1')`); err != nil {
+			return "", err
+		}
+		return "fine", b.Exec(ctx, tx, `SELECT fail_twice()`)
+	})
+	noErr(t, err)
+	if res.Replayed || runs != 3 {
+		t.Errorf("%d runs, %+v", runs, res)
+	}
+	b.effects(1)
+
+	_, err = idem.Do(t.Context(), b.keys, refund.Key("m1", "r2"), idem.NoFingerprint(), func(ctx context.Context, tx TX) (string, error) {
+		return "", b.Exec(ctx, tx, `DO $$ BEGIN RAISE EXCEPTION 'always' USING ERRCODE = '40P01'; END $$`)
+	})
+	var state interface{ SQLState() string }
+	if !errors.As(err, &state) || state.SQLState() != pg.CodeDeadlock {
+		t.Errorf("after the last attempt: got %v, want the handler's error", err)
+	}
+	b.effects(1)
+}
+
+// The end of ctx at every step: before, while the handler works, after it.
+func idemContextEnds[TX any](t *testing.T, c Client[TX]) {
+	b := setup(t, c, 1)
+	noErr(t, b.keys.Validate(t.Context()))
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	_, err := b.do(ctx, "r1")
+	wantErr(t, err, context.Canceled)
+	b.effects(0)
+
+	ctx, cancel = context.WithCancel(t.Context())
+	_, err = idem.Do(ctx, b.keys, refund.Key("m1", "r1"), idem.NoFingerprint(), func(ctx context.Context, tx TX) (string, error) {
+		noErr(t, b.Exec(ctx, tx, `INSERT INTO effect VALUES ('r1')`))
+		cancel()
+		return "", b.Exec(ctx, tx, `INSERT INTO effect VALUES ('r1')`)
+	})
+	wantErr(t, err, context.Canceled)
+	b.effects(0)
+
+	ctx, cancel = context.WithCancel(t.Context())
+	res, err := idem.Do(ctx, b.keys, refund.Key("m1", "r1"), idem.NoFingerprint(), func(ctx context.Context, tx TX) (string, error) {
+		err := b.Exec(ctx, tx, `INSERT INTO effect VALUES ('r1')`)
+		cancel()
+		return "receipt r1", err
+	})
+	noErr(t, err) // the work is done, so it is committed
+	if res.Value != "receipt r1" {
+		t.Errorf("got %+v", res)
+	}
+	b.effects(1)
+
+	ctx, cancel = context.WithTimeout(t.Context(), 50*time.Millisecond)
+	defer cancel()
+	_, err = idem.Do(t.Context(), b.keys, refund.Key("m1", "r2"), idem.NoFingerprint(), func(context.Context, TX) (string, error) {
+		_, err := b.do(ctx, "r3") // the pool's only connection is ours
+		return "", err
+	})
+	wantErr(t, err, idem.ErrUnavailable)
+	wantErr(t, err, context.DeadlineExceeded)
+	b.effects(1)
+}
+
+// A backend that is terminated inside the handler loses the work, and only that.
+func idemBackendKilled[TX any](t *testing.T, c Client[TX]) {
+	b := setup(t, c, 2)
+	runs := 0
+	res, err := idem.Do(t.Context(), b.keys, refund.Key("m1", "r1"), idem.NoFingerprint(), func(ctx context.Context, tx TX) (string, error) {
+		err := b.Exec(ctx, tx, `INSERT INTO effect VALUES ('r1')`)
+		if runs++; runs == 1 {
+			b.db.Exec(t, `SELECT pg_terminate_backend(pid) FROM pg_stat_activity
+				WHERE datname = current_database() AND pid <> pg_backend_pid() AND state = 'idle in transaction'`)
+			b.db.Exec(t, `SELECT 1`)
+		}
+		return "receipt r1", err
+	})
+	if err != nil { // found out by COMMIT, whose answer never came
+		if !errors.Is(err, idem.ErrUnknownOutcome) {
+			t.Fatalf("got %v", err)
+		}
+		b.effects(0)
+		res, err = b.do(t.Context(), "r1")
+		noErr(t, err)
+	}
+	if res.Value != "receipt r1" || res.Replayed {
+		t.Errorf("got %+v", res)
+	}
+	b.effects(1)
+	b.records(1)
+}
+
+func idemExpiry[TX any](t *testing.T, c Client[TX]) {
+	b := setup(t, c, 2)
+	short := idem.Op{Name: "short", ReplayFor: time.Hour, RememberFor: 2 * time.Hour}
+	call := func(op idem.Op) (idem.Result[string], error) {
+		return idem.Do(t.Context(), b.keys, op.Key("m1", "r1"), idem.NoFingerprint(), b.effect(op.Name))
+	}
+	forever := idem.Op{Name: "forever", ReplayFor: idem.Forever, RememberFor: idem.Forever}
+	for _, op := range []idem.Op{short, forever, refund} {
+		_, err := call(op)
+		noErr(t, err)
+	}
+	age := func(interval string) {
+		b.db.Exec(t, `UPDATE pgonce.idem_record SET created_at = created_at - interval '`+interval+`',
+			replay_until = replay_until - interval '`+interval+`', remember_until = remember_until - interval '`+interval+`'`)
+	}
+	wantInt(t, "defaults", b.db.Int(t, `SELECT count(*) FROM pgonce.idem_record WHERE op = 'refund.create'
+		AND replay_until BETWEEN created_at + interval '24 h' AND created_at + interval '24 h 1 min'
+		AND remember_until BETWEEN created_at + interval '30 days' AND created_at + interval '30 days 1 min'`), 1)
+
+	age("59 minutes")
+	res, err := call(short)
+	noErr(t, err)
+	if !res.Replayed {
+		t.Errorf("got %+v", res)
+	}
+	for _, more := range []string{"2 minutes", "10 hours"} { // past ReplayFor, past RememberFor
+		age(more)
+		_, err = call(short)
+		wantErr(t, err, idem.ErrExpired)
+		_, _, err = idem.Lookup[string](t.Context(), b.keys, short.Key("m1", "r1"), idem.NoFingerprint())
+		wantErr(t, err, idem.ErrExpired)
+	}
+	b.db.Exec(t, `UPDATE pgonce.idem_record SET result = NULL WHERE op = 'refund.create'`) // as a purge will
+	_, err = call(refund)
+	wantErr(t, err, idem.ErrExpired)
+	age("1000 years")
+	res, err = call(forever)
+	noErr(t, err)
+	if !res.Replayed {
+		t.Errorf("got %+v", res)
+	}
+	b.effects(3)
+}
+
+// A database that refuses writes is found out before the handler runs. Finished keys still
+// answer there.
+func idemReadOnly[TX any](t *testing.T, c Client[TX]) {
+	db := pgtest.New(t)
+	db.Exec(t, effects)
+	writable := &bench[TX]{c, t, db, nil}
+	var err error
+	writable.keys, err = idem.New(c.Open(t, db, 1), nil)
+	noErr(t, err)
+	_, err = writable.do(t.Context(), "r1")
+	noErr(t, err)
+
+	db.Exec(t, `ALTER DATABASE "`+db.Name+`" SET default_transaction_read_only = on`)
+	frozen := &bench[TX]{c, t, db, nil}
+	frozen.keys, err = idem.New(c.Open(t, db, 1), nil)
+	noErr(t, err)
+	_, err = idem.Do(t.Context(), frozen.keys, refund.Key("m1", "r2"), idem.NoFingerprint(), func(context.Context, TX) (string, error) {
+		t.Error("the handler ran")
+		return "", nil
+	})
+	wantErr(t, err, idem.ErrReadOnly)
+	res, err := frozen.do(t.Context(), "r1")
+	noErr(t, err)
+	if !res.Replayed {
+		t.Errorf("got %+v", res)
+	}
+}
+
+// The first caller gets the value as a repeat will. What cannot be stored is
+// found before anything is committed.
+func idemResults[TX any](t *testing.T, c Client[TX]) {
+	b := setup(t, c, 2)
+	type receipt struct {
+		ID     int64
+		Note   string
+		At     time.Time
+		secret string
+	}
+	made := receipt{ID: 9007199254740993, Note: "ü\x00", At: time.Now(), secret: "not stored"}
+	call := func() (idem.Result[receipt], error) {
+		return idem.Do(t.Context(), b.keys, refund.Key("m1", "r1"), idem.NoFingerprint(), func(context.Context, TX) (receipt, error) {
+			return made, nil
+		})
+	}
+	first, err := call()
+	noErr(t, err)
+	again, err := call()
+	noErr(t, err)
+	if first.Value != again.Value || first.Value.secret != "" || first.Value.ID != made.ID || first.Value.Note != made.Note {
+		t.Errorf("first %+v, repeat %+v", first.Value, again.Value)
+	}
+	none, err := idem.Do(t.Context(), b.keys, refund.Key("m1", "nil"), idem.NoFingerprint(), func(context.Context, TX) (*receipt, error) {
+		return nil, nil
+	})
+	if err != nil || none.Value != nil {
+		t.Errorf("nil result: %+v, %v", none, err)
+	}
+	_, err = idem.Do(t.Context(), b.keys, refund.Key("m1", "chan"), idem.NoFingerprint(), func(ctx context.Context, tx TX) (chan int, error) {
+		return make(chan int), b.Exec(ctx, tx, `INSERT INTO effect VALUES ('chan')`)
+	})
+	wantText(t, err, "encode result chan int")
+	_, err = idem.Do(t.Context(), b.keys, refund.Key("m1", "r1"), idem.NoFingerprint(), func(context.Context, TX) (int, error) { return 0, nil })
+	wantText(t, err, "decode result into int")
+	b.effects(0)
+	b.records(2)
+}
+
+// A unique violation of the handler's own tables is an error of the handler, not a lost race.
+func idemUserConstraint[TX any](t *testing.T, c Client[TX]) {
+	b := setup(t, c, 2)
+	b.db.Exec(t, `CREATE SCHEMA mine; CREATE TABLE mine.idem_record (id int CONSTRAINT idem_record_pk2 PRIMARY KEY); INSERT INTO mine.idem_record VALUES (1)`)
+	runs := 0
+	_, err := idem.Do(t.Context(), b.keys, refund.Key("m1", "r1"), idem.NoFingerprint(), func(ctx context.Context, tx TX) (string, error) {
+		runs++
+		return "", b.Exec(ctx, tx, `INSERT INTO mine.idem_record VALUES (1)`)
+	})
+	var state interface{ SQLState() string }
+	if !errors.As(err, &state) || state.SQLState() != pg.CodeUnique || runs != 1 {
+		t.Errorf("got %v after %d runs", err, runs)
+	}
+	b.records(0)
+}
