@@ -1,0 +1,286 @@
+//go:build unix
+
+package idem_test
+
+import (
+	"context"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgxpool"
+	"github.com/pgonce/pgonce/driver/pgxdriver"
+	"github.com/pgonce/pgonce/driver/sqldriver"
+	"github.com/pgonce/pgonce/idem"
+	"github.com/pgonce/pgonce/internal/localpg"
+	"github.com/pgonce/pgonce/internal/pgtest"
+	"github.com/pgonce/pgonce/migrations"
+)
+
+var refund = idem.Op{Name: "refund.create"}
+
+func insertEffect(ctx context.Context, tx pgx.Tx) (string, error) {
+	_, err := tx.Exec(ctx, `INSERT INTO effect VALUES ('r1')`)
+	return "receipt", err
+}
+
+const effects = `CREATE TABLE effect (name text NOT NULL)`
+
+// wired is a pool of one connection whose trips are counted.
+func wired(t *testing.T, db *pgtest.DB, mode pgx.QueryExecMode) (*pgxpool.Pool, *pgtest.Wire) {
+	t.Helper()
+	wire := pgtest.NewWire()
+	cfg := db.Config(t)
+	cfg.MaxConns = 1
+	cfg.ConnConfig.DefaultQueryExecMode = mode
+	cfg.ConnConfig.DialFunc = wire.Dial(cfg.ConnConfig.DialFunc)
+	cfg.ShouldPing = func(context.Context, pgxpool.ShouldPingParams) bool { return false }
+	return db.Open(t, cfg), wire
+}
+
+// The round trips of Do and Lookup, counted on the wire: a new key costs as many as the
+// bare transaction.
+func TestRoundTripsOnPgx(t *testing.T) {
+	t.Parallel()
+	for _, mode := range []pgx.QueryExecMode{pgx.QueryExecModeCacheStatement, pgx.QueryExecModeExec, pgx.QueryExecModeSimpleProtocol} {
+		t.Run(mode.String(), func(t *testing.T) {
+			t.Parallel()
+			db := pgtest.New(t)
+			db.Exec(t, effects)
+			pool, wire := wired(t, db, mode)
+			keys := newStore(t, pool, nil)
+			do := func(id string) idem.Result[string] {
+				res, err := idem.Do(t.Context(), keys, refund.Key("m1", id), idem.NoFingerprint(), insertEffect)
+				if err != nil {
+					t.Fatal(err)
+				}
+				return res
+			}
+			bare := func() {
+				tx, err := pool.Begin(t.Context())
+				if err == nil {
+					_, err = insertEffect(t.Context(), tx)
+				}
+				if err == nil {
+					err = tx.Commit(t.Context())
+				}
+				if err != nil {
+					t.Fatal(err)
+				}
+			}
+			do("warm-up") // checks the schema, prepares the statements
+			do("warm-up")
+			bare()
+
+			if got := trips(wire, bare); got != 3 {
+				t.Errorf("the bare transaction took %d trips", got)
+			}
+			if got := trips(wire, func() { do("new") }); got != 3 {
+				t.Errorf("a new key took %d trips, want 3", got)
+			}
+			if got := trips(wire, func() { do("new"); settle(t, pool) }); got != 2 {
+				t.Errorf("a repeat took %d trips, want 2 with its ROLLBACK", got)
+			}
+			if got := trips(wire, func() {
+				if _, ok, err := idem.Lookup[string](t.Context(), keys, refund.Key("m1", "new"), idem.NoFingerprint()); !ok || err != nil {
+					t.Errorf("lookup: %v, %v", ok, err)
+				}
+			}); got != 1 && mode != pgx.QueryExecModeCacheStatement || got > 2 {
+				t.Errorf("a lookup took %d trips, want 1", got)
+			}
+		})
+	}
+}
+
+// A repeat has its answer after one trip: the answer to its ROLLBACK is withheld here.
+func TestRepeatIsAnsweredAfterOneTrip(t *testing.T) {
+	t.Parallel()
+	pool, wire := wired(t, pgtest.New(t), pgx.QueryExecModeCacheStatement)
+	keys := newStore(t, pool, nil)
+	do := func() idem.Result[string] {
+		res, err := idem.Do(t.Context(), keys, refund.Key("m1", "r1"), idem.NoFingerprint(), func(context.Context, pgx.Tx) (string, error) {
+			return "receipt", nil
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return res
+	}
+	do()
+	do()
+	settle(t, pool)
+	wire.HoldAfter(1)
+	if res := do(); !res.Replayed { // returns, though nothing but the first answer has come through
+		t.Errorf("got %+v", res)
+	}
+	if n := pool.Stat().AcquiredConns(); n != 1 {
+		t.Errorf("%d connections in use, want the one that awaits its ROLLBACK", n)
+	}
+	wire.Release()
+	settle(t, pool)
+}
+
+func TestRoundTripsOnDatabaseSQL(t *testing.T) {
+	t.Parallel()
+	db := pgtest.New(t)
+	wire := pgtest.NewWire()
+	cfg := db.Config(t).ConnConfig
+	cfg.DialFunc = wire.Dial(cfg.DialFunc)
+	std := db.SQLConfig(t, cfg)
+	std.SetMaxOpenConns(1)
+	keys, err := idem.New(sqldriver.New(std), nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	do := func(id string) {
+		_, err := idem.Do(t.Context(), keys, refund.Key("m1", id), idem.NoFingerprint(), emptySQL)
+		if err != nil {
+			t.Fatal(err)
+		}
+		pgtest.Eventually(t, "the connection is back", func() bool { return std.Stats().InUse == 0 })
+	}
+	do("warm-up")
+	do("warm-up")
+	if got := trips(wire, func() { do("new") }); got != 6 {
+		t.Errorf("a new key took %d trips, want 6", got)
+	}
+	if got := trips(wire, func() { do("new") }); got != 4 {
+		t.Errorf("a repeat took %d trips, want 3 and its ROLLBACK", got)
+	}
+}
+
+// What keys leave behind, on a server that writes no WAL but ours.
+func TestWALAndGarbage(t *testing.T) {
+	t.Parallel()
+	server, err := localpg.Start(&localpg.Config{Settings: map[string]string{
+		"autovacuum": "off", "wal_level": "minimal", "max_wal_senders": "0", "full_page_writes": "off", "checkpoint_timeout": "1h",
+	}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	pool, err := pgxpool.New(t.Context(), server.URL("postgres"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		pool.Close()
+		if err := server.Stop(); err != nil {
+			t.Error(err)
+		}
+	})
+	if _, err := migrations.UpPool(t.Context(), pool, nil); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := pool.Exec(t.Context(), effects); err != nil {
+		t.Fatal(err)
+	}
+	const n = 2000
+	result := strings.Repeat("x", 510) // 512 bytes as JSON
+	do := func(keys *idem.Store[pgx.Tx], op idem.Op) func(i int) {
+		return func(i int) {
+			_, err := idem.Do(t.Context(), keys, op.Key("merchant-1", uuidText(i)), idem.Bytes([]byte{byte(i)}),
+				func(ctx context.Context, tx pgx.Tx) (string, error) {
+					_, err := insertEffect(ctx, tx)
+					return result, err
+				})
+			if err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	hidden, clear := newStore(t, pool, &idem.Config{HideIDs: true}), newStore(t, pool, nil)
+	do(hidden, idem.Op{Name: "warm-up"})(0)
+
+	bare := walPerOp(t, pool, n, func(int) {
+		tx, err := pool.Begin(t.Context())
+		if err == nil {
+			_, err = insertEffect(t.Context(), tx)
+		}
+		if err == nil {
+			err = tx.Commit(t.Context())
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+	})
+	newHidden := walPerOp(t, pool, n, do(hidden, idem.Op{Name: "refund.hidden"})) - bare
+	newClear := walPerOp(t, pool, n, do(clear, idem.Op{Name: "refund.create"})) - bare
+	xids := number(t, pool, `SELECT pg_snapshot_xmax(pg_current_snapshot())::text::bigint`)
+	repeat := walPerOp(t, pool, n, do(clear, idem.Op{Name: "refund.create"}))
+	lookup := walPerOp(t, pool, n, func(i int) {
+		_, ok, err := idem.Lookup[string](t.Context(), clear, idem.Op{Name: "refund.create"}.Key("merchant-1", uuidText(i)), idem.Bytes([]byte{byte(i)}))
+		if !ok || err != nil {
+			t.Fatal(ok, err)
+		}
+	})
+	xids = number(t, pool, `SELECT pg_snapshot_xmax(pg_current_snapshot())::text::bigint`) - xids
+	t.Logf("WAL bytes: bare %d, new key +%d with the id hidden, +%d in clear, repeat %d, lookup %d; xids of %d repeats: %d",
+		bare, newHidden, newClear, repeat, lookup, 2*n, xids)
+	if newHidden > 800 || newClear > 830 {
+		t.Errorf("a new key writes %d (hidden) and %d (clear) bytes of WAL, want at most 800 and 830", newHidden, newClear)
+	}
+	if repeat != 0 || lookup != 0 || xids != 0 {
+		t.Errorf("repeats wrote WAL (%d, %d) or took xids (%d)", repeat, lookup, xids)
+	}
+	garbage(t, pool, 2*n)
+}
+
+// garbage checks that the table was only ever inserted into.
+func garbage(t *testing.T, pool *pgxpool.Pool, rows int64) {
+	t.Helper()
+	pool.Reset() // a backend reports its last figures when it ends
+	pgtest.Eventually(t, "the statistics are in", func() bool {
+		return number(t, pool, `SELECT n_tup_ins FROM pg_stat_user_tables WHERE relname = 'idem_record'`) >= rows
+	})
+	if n := number(t, pool, `SELECT n_tup_upd + n_tup_del + n_dead_tup FROM pg_stat_user_tables WHERE relname = 'idem_record'`); n != 0 {
+		t.Errorf("%d updates, deletes or dead tuples, want none", n)
+	}
+}
+
+func walPerOp(t *testing.T, pool *pgxpool.Pool, n int, op func(i int)) int64 {
+	t.Helper()
+	const lsn = `SELECT (pg_current_wal_insert_lsn() - '0/0')::bigint`
+	settle(t, pool)
+	before := number(t, pool, lsn)
+	for i := range n {
+		op(i)
+	}
+	settle(t, pool)
+	return (number(t, pool, lsn) - before) / int64(n)
+}
+
+// settle waits until every connection is back in the pool.
+func settle(t *testing.T, pool *pgxpool.Pool) {
+	t.Helper()
+	pgtest.Eventually(t, "the connections are back", func() bool { return pool.Stat().AcquiredConns() == 0 })
+}
+
+func number(t *testing.T, pool *pgxpool.Pool, sql string) int64 {
+	t.Helper()
+	var n int64
+	if err := pool.QueryRow(t.Context(), sql).Scan(&n); err != nil {
+		t.Fatal(err)
+	}
+	return n
+}
+
+func trips(wire *pgtest.Wire, fn func()) int64 {
+	before := wire.Trips()
+	fn()
+	return wire.Trips() - before
+}
+
+func newStore(t *testing.T, pool *pgxpool.Pool, cfg *idem.Config) *idem.Store[pgx.Tx] {
+	t.Helper()
+	keys, err := idem.New(pgxdriver.New(pool), cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return keys
+}
+
+// uuidText is a text of a UUID's size, different for each i.
+func uuidText(i int) string {
+	return time.Unix(int64(i)*7919, 0).UTC().Format("20060102-1504-0005-8000-") + "0123456789ab"
+}
