@@ -66,7 +66,7 @@ func run(ctx context.Context, args []string, out io.Writer) error {
 	if serving {
 		args = args[1:]
 	}
-	opt, err := parse(args)
+	opt, err := parse(args, out)
 	if err != nil {
 		return err
 	}
@@ -100,11 +100,12 @@ func run(ctx context.Context, args []string, out io.Writer) error {
 	return storming(ctx, opt, pool, service, out)
 }
 
-func parse(args []string) (options, error) {
+func parse(args []string, out io.Writer) (options, error) {
 	var o options
 	flags := flag.NewFlagSet("refund", flag.ContinueOnError)
+	flags.SetOutput(out)
 	flags.Usage = func() {
-		fmt.Fprint(flags.Output(), usage)
+		fmt.Fprint(out, usage)
 		flags.PrintDefaults()
 	}
 	flags.StringVar(&o.databaseURL, "database-url", os.Getenv("DATABASE_URL"), "the `URL` of a Postgres to use")

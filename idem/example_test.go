@@ -1,0 +1,101 @@
+//go:build unix
+
+package idem_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgxpool"
+	"github.com/pgonce/pgonce/driver/pgxdriver"
+	"github.com/pgonce/pgonce/idem"
+	"github.com/pgonce/pgonce/internal/pgtest"
+)
+
+// Receipt is what a refund answers.
+type Receipt struct{ RefundID int64 }
+
+var CreateRefund = idem.Op{Name: "refund.create", ReplayFor: idem.Forever, RememberFor: idem.Forever}
+
+// The money moves and the receipt is recorded in one commit. Every repeat of
+// (merchant, key) gets the first receipt; the same key with another body is refused.
+func Refund(ctx context.Context, keys *idem.Store[pgx.Tx], merchant, key string, body []byte) (idem.Result[Receipt], error) {
+	return idem.Do(ctx, keys, CreateRefund.Key(merchant, key), idem.Bytes(body),
+		func(ctx context.Context, tx pgx.Tx) (r Receipt, err error) {
+			err = tx.QueryRow(ctx, `INSERT INTO refund (merchant, body) VALUES ($1, $2) RETURNING id`,
+				merchant, body).Scan(&r.RefundID)
+			return r, err
+		})
+}
+
+const refundTable = `CREATE TABLE refund (id bigint GENERATED ALWAYS AS IDENTITY, merchant text NOT NULL, body json NOT NULL)`
+
+func ExampleDo() {
+	pgtest.Example(refundTable, func(ctx context.Context, pool *pgxpool.Pool) error {
+		keys, err := idem.New(pgxdriver.New(pool), nil)
+		if err != nil {
+			return err
+		}
+		for _, body := range []string{`{"cents": 1250}`, `{"cents": 1250}`, `{"cents": 9999}`} {
+			res, err := Refund(ctx, keys, "merchant-7", "a3f1", []byte(body))
+			switch {
+			case errors.Is(err, idem.ErrMismatch):
+				fmt.Println("refused: another request under this key")
+			case err != nil:
+				return err
+			default:
+				fmt.Printf("refund %d, replayed: %t\n", res.Value.RefundID, res.Replayed)
+			}
+		}
+		return nil
+	})
+	// Output:
+	// refund 1, replayed: false
+	// refund 1, replayed: true
+	// refused: another request under this key
+}
+
+func ExampleLookup() {
+	pgtest.Example(refundTable, func(ctx context.Context, pool *pgxpool.Pool) error {
+		keys, err := idem.New(pgxdriver.New(pool), nil)
+		if err != nil {
+			return err
+		}
+		body := []byte(`{"cents": 1250}`)
+		key := CreateRefund.Key("merchant-7", "a3f1")
+		_, ok, err := idem.Lookup[Receipt](ctx, keys, key, idem.Bytes(body))
+		fmt.Println("before:", ok, err)
+		if _, err := Refund(ctx, keys, "merchant-7", "a3f1", body); err != nil {
+			return err
+		}
+		res, ok, err := idem.Lookup[Receipt](ctx, keys, key, idem.Bytes(body))
+		fmt.Println("after:", ok, res.Value.RefundID, err)
+		return nil
+	})
+	// Output:
+	// before: false <nil>
+	// after: true 1 <nil>
+}
+
+func ExampleNew() {
+	pgtest.Example(``, func(ctx context.Context, pool *pgxpool.Pool) error {
+		keys, err := idem.New(pgxdriver.New(pool), &idem.Config{HideIDs: true})
+		if err != nil {
+			return err
+		}
+		fmt.Println(keys.Validate(ctx)) // at start: says what to run where the schema is not as it should be
+		return nil
+	})
+	// Output: <nil>
+}
+
+func ExampleOp_Key() {
+	key := CreateRefund.Key("merchant-7", "a3f1")
+	fmt.Println(key.Op().Name, key.Scope(), key.ID())
+	fmt.Println(key) // for logs: without the id, which may be a secret
+	// Output:
+	// refund.create merchant-7 a3f1
+	// merchant-7/refund.create#dfb10994
+}

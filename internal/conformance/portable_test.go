@@ -1,0 +1,166 @@
+//go:build unix
+
+package conformance_test
+
+import (
+	"fmt"
+	"go/ast"
+	"go/parser"
+	"go/token"
+	"maps"
+	"os"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strconv"
+	"strings"
+	"testing"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/pgonce/pgonce/internal/pgtest"
+)
+
+// The subset of SQL that runs unchanged behind a transaction pooler and on a distributed
+// Postgres. Each rule finds what must not be in a statement.
+var rules = map[string]*regexp.Regexp{
+	"a table without its schema, quoted": regexp.MustCompile(`(?is)\b(?:FROM|JOIN|INTO|UPDATE|TABLE)\s+(?:ONLY\s+)?(?:[a-z_][a-z0-9_]*\s*(?:$|[\s,;)])|pgonce\.)`),
+	"SET":                                regexp.MustCompile(`(?i)(^|;)\s*(RE)?SET\s`),
+	"a setting that outlives the transaction":                        regexp.MustCompile(`(?is)set_config\([^)]*false\s*\)`),
+	"LISTEN, NOTIFY or a temporary object":                           regexp.MustCompile(`(?i)\b(LISTEN|NOTIFY|UNLISTEN|TEMP|TEMPORARY|PREPARE|DISCARD)\b`),
+	"a function that is not IMMUTABLE in ON CONFLICT ... WHERE":      regexp.MustCompile(`(?is)ON\s+CONFLICT.*WHERE.*\b[a-z_]+\(`),
+	"clock_timestamp() or nextval() in an UPDATE":                    regexp.MustCompile(`(?is)UPDATE.*\b(clock_timestamp|nextval)\(`),
+	"now() in an UPDATE: after a wait it is the time of long before": regexp.MustCompile(`(?is)UPDATE.*\bnow\(\)`),
+	"a session advisory lock":                                        regexp.MustCompile(`(?i)pg_(try_)?advisory_(lock|unlock)`),
+}
+
+// Statements that may not follow a rule, and why.
+var exceptions = map[string]string{
+	"migrations.sqlLock":         "migrations need a direct connection, and say so",
+	"migrations.sqlUnlock":       "migrations need a direct connection, and say so",
+	"migrations.sqlForceDown":    "migrations need a direct connection, and say so",
+	"migrations.sqlCreateSchema": "",
+	"migrations.sqlSchemaExists": "reads the catalog",
+	"migrations.sqlTableExists":  "reads the catalog",
+}
+
+// Every SQL constant of the library is portable, and the server can prepare it against the
+// migrated schema, for another schema's name too.
+func TestEverySQLConstantIsPortableAndValid(t *testing.T) {
+	t.Parallel()
+	db := pgtest.New(t)
+	conn, err := pgx.Connect(t.Context(), db.URL)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = conn.Close(t.Context()) }()
+
+	constants := sqlConstants(t)
+	if len(constants) < 10 {
+		t.Fatalf("found only %v", slices.Sorted(maps.Keys(constants)))
+	}
+	for name, sql := range constants {
+		if _, ok := exceptions[name]; !ok {
+			for what, rule := range rules {
+				if found := rule.FindString(sql); found != "" {
+					t.Errorf("%s has %s: %q", name, what, found)
+				}
+			}
+		}
+		if name == "migrations.sqlCreateSchema" {
+			continue // DDL cannot be prepared
+		}
+		if _, err := conn.Prepare(t.Context(), name, sql); err != nil {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+}
+
+// The rules have to be able to fail.
+func TestPortabilityRulesFindWhatTheyForbid(t *testing.T) {
+	t.Parallel()
+	for sql, want := range map[string]int{
+		`SELECT 1 FROM idem_record`: 1, `SELECT 1 FROM pgonce.idem_record`: 1, `SELECT 1 FROM "pgonce"."idem_record"`: 0,
+		`SET lock_timeout = 1`: 1, `SELECT set_config('a', 'b', false)`: 1, `SELECT set_config('a', 'b', true)`: 0,
+		`INSERT INTO "p"."t" VALUES (1) ON CONFLICT (a) DO UPDATE SET b = 1 WHERE "t".c < now()`: 2,
+		`UPDATE "p"."t" SET a = clock_timestamp()`:                                               1, `UPDATE "p"."t" SET a = statement_timestamp()`: 0,
+		`SELECT pg_advisory_lock(1)`: 1, `SELECT pg_advisory_xact_lock(1)`: 0, `NOTIFY x`: 1,
+	} {
+		got := 0
+		for _, rule := range rules {
+			if rule.MatchString(sql) {
+				got++
+			}
+		}
+		if got < want || want == 0 && got > 0 {
+			t.Errorf("%d rules object to %s, want %d", got, sql, want)
+		}
+	}
+}
+
+// sqlConstants reads the string constants of every sql.go in the module.
+func sqlConstants(t *testing.T) map[string]string {
+	t.Helper()
+	const root = "../.."
+	found := map[string]string{}
+	err := filepath.WalkDir(root, func(path string, d os.DirEntry, err error) error {
+		if err != nil {
+			return err
+		}
+		if d.IsDir() && path != root && fileExists(filepath.Join(path, "go.mod")) {
+			return filepath.SkipDir // a module of its own
+		}
+		if filepath.Base(path) != "sql.go" {
+			return nil
+		}
+		file, err := parser.ParseFile(token.NewFileSet(), path, nil, 0)
+		if err != nil {
+			return err
+		}
+		for _, decl := range file.Decls {
+			gen, ok := decl.(*ast.GenDecl)
+			if !ok || gen.Tok != token.CONST {
+				return fmt.Errorf("%s declares something else than constants", path)
+			}
+			for _, spec := range gen.Specs {
+				value := spec.(*ast.ValueSpec)
+				text, err := strconv.Unquote(value.Values[0].(*ast.BasicLit).Value)
+				if err != nil {
+					return err
+				}
+				found[file.Name.Name+"."+value.Names[0].Name] = text
+			}
+		}
+		return nil
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return found
+}
+
+func fileExists(path string) bool {
+	_, err := os.Stat(path)
+	return err == nil
+}
+
+// A statement outside of sql.go would escape the test above.
+func TestSQLLivesInSQLFilesOnly(t *testing.T) {
+	t.Parallel()
+	statement := regexp.MustCompile("(?s)[`\"]\\s*(SELECT|INSERT INTO|UPDATE|DELETE FROM|CREATE|ALTER|DROP|LOCK TABLE)\\s")
+	for _, dir := range []string{"idem", "migrations", "internal/pg", "driver"} {
+		err := filepath.WalkDir("../../"+dir, func(path string, _ os.DirEntry, err error) error {
+			name := filepath.Base(path)
+			if err != nil || filepath.Ext(name) != ".go" || name == "sql.go" || strings.HasSuffix(name, "_test.go") {
+				return err
+			}
+			text, err := os.ReadFile(path) //nolint:gosec // our own sources
+			if found := statement.Find(text); found != nil {
+				t.Errorf("%s has a statement: %q", path, found)
+			}
+			return err
+		})
+		if err != nil {
+			t.Error(err)
+		}
+	}
+}
