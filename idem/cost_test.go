@@ -25,6 +25,9 @@ func insertEffect(ctx context.Context, tx pgx.Tx) (string, error) {
 	return "receipt", err
 }
 
+// n is how often something is done whose cost is measured.
+const n = 2000
+
 const effects = `CREATE TABLE effect (name text NOT NULL)`
 
 // wired is a pool of one connection whose trips are counted.
@@ -175,7 +178,6 @@ func TestWALAndGarbage(t *testing.T) {
 	if _, err := pool.Exec(t.Context(), effects); err != nil {
 		t.Fatal(err)
 	}
-	const n = 2000
 	result := strings.Repeat("x", 510) // 512 bytes as JSON
 	do := func(keys *idem.Store[pgx.Tx], op idem.Op) func(i int) {
 		return func(i int) {
@@ -192,7 +194,7 @@ func TestWALAndGarbage(t *testing.T) {
 	hidden, clear := newStore(t, pool, &idem.Config{HideIDs: true}), newStore(t, pool, nil)
 	do(hidden, idem.Op{Name: "warm-up"})(0)
 
-	bare := walPerOp(t, pool, n, func(int) {
+	bare := walPerOp(t, pool, func(int) {
 		tx, err := pool.Begin(t.Context())
 		if err == nil {
 			_, err = insertEffect(t.Context(), tx)
@@ -204,11 +206,11 @@ func TestWALAndGarbage(t *testing.T) {
 			t.Fatal(err)
 		}
 	})
-	newHidden := walPerOp(t, pool, n, do(hidden, idem.Op{Name: "refund.hidden"})) - bare
-	newClear := walPerOp(t, pool, n, do(clear, idem.Op{Name: "refund.create"})) - bare
+	newHidden := walPerOp(t, pool, do(hidden, idem.Op{Name: "refund.hidden"})) - bare
+	newClear := walPerOp(t, pool, do(clear, idem.Op{Name: "refund.create"})) - bare
 	xids := number(t, pool, `SELECT pg_snapshot_xmax(pg_current_snapshot())::text::bigint`)
-	repeat := walPerOp(t, pool, n, do(clear, idem.Op{Name: "refund.create"}))
-	lookup := walPerOp(t, pool, n, func(i int) {
+	repeat := walPerOp(t, pool, do(clear, idem.Op{Name: "refund.create"}))
+	lookup := walPerOp(t, pool, func(i int) {
 		_, ok, err := idem.Lookup[string](t.Context(), clear, idem.Op{Name: "refund.create"}.Key("merchant-1", uuidText(i)), idem.Bytes([]byte{byte(i)}))
 		if !ok || err != nil {
 			t.Fatal(ok, err)
@@ -238,7 +240,7 @@ func garbage(t *testing.T, pool *pgxpool.Pool, rows int64) {
 	}
 }
 
-func walPerOp(t *testing.T, pool *pgxpool.Pool, n int, op func(i int)) int64 {
+func walPerOp(t *testing.T, pool *pgxpool.Pool, op func(i int)) int64 {
 	t.Helper()
 	const lsn = `SELECT (pg_current_wal_insert_lsn() - '0/0')::bigint`
 	settle(t, pool)

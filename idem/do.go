@@ -176,7 +176,7 @@ func sqlState(err error) string {
 
 func pause(ctx context.Context, n int) error {
 	most := firstPause << n
-	timer := time.NewTimer(most/2 + mrand.N(most/2))
+	timer := time.NewTimer(most/2 + mrand.N(most/2)) //nolint:gosec // jitter is no secret
 	defer timer.Stop()
 	select {
 	case <-ctx.Done():

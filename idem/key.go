@@ -17,7 +17,7 @@ const (
 	MaxID     = 255
 )
 
-// Forever, as a duration of an [Op], means without end. Use it for money.
+// Forever is a duration of an [Op] without end. Use it for money.
 const Forever time.Duration = math.MaxInt64
 
 const (

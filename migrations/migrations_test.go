@@ -195,6 +195,7 @@ func TestUpAdoptsWhatCameAnotherWay(t *testing.T) {
 	t.Parallel()
 	ways := map[string]func(t *testing.T, db *pgtest.DB, std *sql.DB) error{
 		"Script with psql": func(t *testing.T, db *pgtest.DB, _ *sql.DB) error {
+			t.Helper()
 			script, err := migrations.Script(nil)
 			if err == nil {
 				db.Exec(t, script)
@@ -202,6 +203,7 @@ func TestUpAdoptsWhatCameAnotherWay(t *testing.T) {
 			return err
 		},
 		"UpTx in a goose timeline": func(t *testing.T, _ *pgtest.DB, std *sql.DB) error {
+			t.Helper()
 			step := goose.NewGoMigration(42, &goose.GoFunc{RunTx: func(ctx context.Context, tx *sql.Tx) error {
 				return migrations.UpTx(ctx, tx, nil)
 			}}, nil)
@@ -213,6 +215,7 @@ func TestUpAdoptsWhatCameAnotherWay(t *testing.T) {
 			return err
 		},
 		"files copied into a goose timeline": func(t *testing.T, db *pgtest.DB, std *sql.DB) error {
+			t.Helper()
 			db.Exec(t, `CREATE SCHEMA pgonce`)
 			files, err := migrations.FS(nil)
 			if err != nil {

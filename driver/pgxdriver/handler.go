@@ -140,10 +140,10 @@ func (h *handlerTx) Exec(ctx context.Context, sql string, args ...any) (pgconn.C
 func (h *handlerTx) Query(ctx context.Context, sql string, args ...any) (pgx.Rows, error) {
 	done, err := h.life.use()
 	if err != nil {
-		return pgx.FailedBatchResults(&pgx.Batch{}, err).Query()
+		return pgx.FailedBatchResults(&pgx.Batch{}, err).Query() //nolint:sqlclosecheck // the caller's, as with pgx itself
 	}
 	defer done()
-	return h.tx.Query(ctx, sql, args...)
+	return h.tx.Query(ctx, sql, args...) //nolint:sqlclosecheck // the caller's, as with pgx itself
 }
 
 func (h *handlerTx) QueryRow(ctx context.Context, sql string, args ...any) pgx.Row {

@@ -41,7 +41,7 @@ func (d *Driver) Begin(ctx context.Context, level pg.Isolation, first ...pg.Stmt
 	err = br.Close()
 	tx := br.Tx()
 	if !giveUp() { // the ctx ended first: the socket is closed or about to be
-		discard(conn)
+		discard(ctx, conn)
 		return nil, context.Cause(ctx)
 	}
 	o := &ownedTx{txQuerier: txQuerier{tx}, conn: conn, handle: &handlerTx{tx: tx, life: &life{}}}
@@ -129,7 +129,7 @@ func (o *ownedTx) Rollback(ctx context.Context) {
 		_ = o.tx.Rollback(tctx) // closes pgx's own transaction too; a WARNING when the handler had ended it
 	}
 	if pc.IsClosed() || pc.IsBusy() || pc.TxStatus() != 'I' {
-		discard(o.conn)
+		discard(ctx, o.conn)
 		o.conn = nil
 		return
 	}
@@ -149,10 +149,10 @@ func (o *ownedTx) release() {
 
 // discard closes a connection whose state is unknown. The server sees the end of
 // the socket and rolls back; the pool has its place free at once.
-func discard(conn *pgxpool.Conn) {
+func discard(ctx context.Context, conn *pgxpool.Conn) {
 	c := conn.Hijack()
 	closeNow(c)
-	ctx, cancel := context.WithTimeout(context.Background(), pg.NetTimeout)
+	tctx, cancel := pg.TripContext(ctx)
 	defer cancel()
-	_ = c.Close(ctx) // finds the socket closed, so it does not wait
+	_ = c.Close(tctx) // finds the socket closed, so it does not wait
 }

@@ -37,7 +37,7 @@ func TestPgx(t *testing.T) {
 					return err
 				},
 				LeaveOpen: func(ctx context.Context, tx pgx.Tx, sql string) error {
-					_, err := tx.Query(ctx, sql) //nolint:rowserrcheck,sqlclosecheck // that is the point
+					_, err := tx.Query(ctx, sql) //nolint:sqlclosecheck // that is the point
 					return err
 				},
 				Commit:   func(ctx context.Context, tx pgx.Tx) error { return tx.Commit(ctx) },

@@ -34,10 +34,11 @@ func Example(setup string, fn func(ctx context.Context, pool *pgxpool.Pool) erro
 }
 
 func exampleDatabase(ctx context.Context) (url string, drop func(), err error) {
-	admin, err := server()
+	srv, err := server()
 	if err != nil {
 		return "", nil, err
 	}
+	admin := srv.url
 	name := fmt.Sprintf("example%d_%d", os.Getpid(), serial.Add(1))
 	template, err := templateFor(ctx, admin)
 	if err != nil {

@@ -46,21 +46,23 @@ type DB struct {
 	admin string
 }
 
+// target is the server that tests run on.
+type target struct {
+	url   string
+	local *localpg.Server // keeps its pipe reachable: the garbage collector would close it
+}
+
 // server is shared by the tests of one binary. A local one stops when the process ends.
-var server = sync.OnceValues(func() (string, error) {
+var server = sync.OnceValues(func() (target, error) {
 	if u := os.Getenv(urlVariable); u != "" {
-		return u, nil
+		return target{url: u}, nil
 	}
 	s, err := localpg.Start(nil)
 	if err != nil {
-		return "", err
+		return target{}, err
 	}
-	running = s
-	return s.URL("postgres"), nil
+	return target{url: s.URL("postgres"), local: s}, nil
 })
-
-// running keeps the server's pipe reachable: the garbage collector would close it.
-var running *localpg.Server
 
 var serial atomic.Int64
 
@@ -79,11 +81,12 @@ func NewEmpty(t testing.TB) *DB {
 
 func create(t testing.TB, migrated bool) *DB {
 	t.Helper()
-	admin, err := server()
+	srv, err := server()
 	if errors.Is(err, localpg.ErrNoBinaries) && os.Getenv("CI") == "" {
 		t.Skipf("%v; or set %s to a server where this role may create databases", err, urlVariable)
 	}
 	must(t, err)
+	admin := srv.url
 	watchGoroutines(t)
 	db := &DB{Name: fmt.Sprintf("t%d_%d", os.Getpid(), serial.Add(1)), admin: admin}
 	db.URL = withDatabase(t, admin, db.Name)

@@ -1,0 +1,28 @@
+# Everything here works on a fresh Debian or Ubuntu that has Go, make and git; scripts/setup.sh
+# installs what else is needed and says so. "make help" lists the targets.
+
+GOLANGCI := go run github.com/golangci/golangci-lint/v2/cmd/golangci-lint@v2.15.0
+GOTEST   := go test -race -shuffle=on -timeout 15m
+MODULES  := . examples
+
+.PHONY: help demo test lint fmt
+
+help: ## list the targets
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+demo: ## a storm of repeated refunds against a service that is killed (ARGS="--help" for its flags)
+	@scripts/setup.sh postgres
+	@cd examples && go build -o ../.build/refund ./refund
+	@.build/refund $(ARGS)
+
+test: ## lint, then every test with the race detector, on real Postgres servers
+	@scripts/setup.sh postgres race
+	@$(MAKE) --no-print-directory lint
+	@set -e; for m in $(MODULES); do echo "== test $$m"; (cd $$m && $(GOTEST) ./...); done
+
+lint: ## golangci-lint with the project's rules, and tidy modules
+	@set -e; for m in $(MODULES); do echo "== lint $$m"; \
+		(cd $$m && go mod tidy -diff && $(GOLANGCI) run --config $(CURDIR)/.golangci.yml ./...); done
+
+fmt: ## format the code as lint wants it
+	@set -e; for m in $(MODULES); do (cd $$m && $(GOLANGCI) fmt --config $(CURDIR)/.golangci.yml ./...); done
