@@ -1,0 +1,2 @@
+// Package docs has no code. Its tests hold the documentation to the code.
+package docs

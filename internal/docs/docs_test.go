@@ -1,0 +1,124 @@
+package docs_test
+
+import (
+	"bytes"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"testing"
+)
+
+const root = "../.."
+
+func read(t *testing.T, name string) string {
+	t.Helper()
+	text, err := os.ReadFile(filepath.Join(root, name))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return string(text)
+}
+
+// The code in the README stands within its first 20 lines, and is part of a tested example.
+func TestREADMECodeIsATestedExample(t *testing.T) {
+	t.Parallel()
+	readme := read(t, "README.md")
+	before, rest, found := strings.Cut(readme, "```go\n")
+	code, _, closed := strings.Cut(rest, "```")
+	if !found || !closed {
+		t.Fatal("no code")
+	}
+	if line := strings.Count(before+code, "\n") + 1; line > 20 {
+		t.Errorf("the code ends in line %d", line)
+	}
+	if !strings.Contains(read(t, "idem/example_test.go"), code) {
+		t.Errorf("this is not in idem/example_test.go:\n%s", code)
+	}
+}
+
+// Every test that a guarantee names exists, and every test of the conformance suite
+// about idem backs a guarantee.
+func TestGuaranteesNameExistingTests(t *testing.T) {
+	t.Parallel()
+	tests := testNames(t)
+	page := read(t, "docs/guarantees.md")
+	named := regexp.MustCompile("`(Test[A-Za-z0-9_]+|(?:idem|seam)/[A-Za-z]+)`").FindAllStringSubmatch(page, -1)
+	if len(named) < 20 {
+		t.Fatalf("found only %d names", len(named))
+	}
+	for _, n := range named {
+		if !tests[n[1]] {
+			t.Errorf("docs/guarantees.md names %s, which does not exist", n[1])
+		}
+	}
+	for name := range tests {
+		if strings.HasPrefix(name, "idem/") && !strings.Contains(page, "`"+name+"`") {
+			t.Errorf("%s is not in docs/guarantees.md", name)
+		}
+	}
+}
+
+// testNames finds the tests of all modules, and the parts of the conformance suite.
+func testNames(t *testing.T) map[string]bool {
+	t.Helper()
+	names := map[string]bool{}
+	function := regexp.MustCompile(`(?m)^func (Test[A-Za-z0-9_]+)\(t \*testing\.T\)`)
+	part := regexp.MustCompile(`(?m)^\s+"((?:idem|seam)/[A-Za-z]+)":`)
+	walk(t, ".go", func(path string, text []byte) {
+		for _, m := range function.FindAllSubmatch(text, -1) {
+			names[string(m[1])] = true
+		}
+		if strings.HasSuffix(path, "internal/conformance/conformance.go") {
+			for _, m := range part.FindAllSubmatch(text, -1) {
+				names[string(m[1])] = true
+			}
+		}
+	})
+	return names
+}
+
+// Links between the pages lead somewhere.
+func TestLinksLeadSomewhere(t *testing.T) {
+	t.Parallel()
+	link := regexp.MustCompile(`\]\(([^)#:]+)\)`)
+	walk(t, ".md", func(path string, text []byte) {
+		for _, m := range link.FindAllSubmatch(text, -1) {
+			if _, err := os.Stat(filepath.Join(filepath.Dir(path), string(m[1]))); err != nil {
+				t.Errorf("%s links to %s: %v", path, m[1], err)
+			}
+		}
+	})
+}
+
+// A file that grows beyond this holds more than one noun.
+func TestFilesStaySmall(t *testing.T) {
+	t.Parallel()
+	const most = 400
+	walk(t, ".go", func(path string, text []byte) {
+		if n := bytes.Count(text, []byte("\n")); n > most && !strings.HasSuffix(path, "_test.go") && !strings.Contains(path, "internal/conformance/") {
+			t.Errorf("%s has %d lines, the limit is %d", path, n, most)
+		}
+	})
+}
+
+func walk(t *testing.T, ext string, visit func(path string, text []byte)) {
+	t.Helper()
+	err := filepath.WalkDir(root, func(path string, d fs.DirEntry, err error) error {
+		if err != nil || d.IsDir() {
+			return err
+		}
+		if filepath.Ext(path) == ext {
+			text, err := os.ReadFile(path)
+			if err != nil {
+				return err
+			}
+			visit(path, text)
+		}
+		return nil
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+}
