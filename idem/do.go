@@ -139,7 +139,7 @@ func (c *call[TX]) do(ctx context.Context, run handler[TX]) (record, error) {
 	}
 	for n := 1; ; n++ {
 		rec, err := c.attempt(ctx, run)
-		if err == nil || n == maxAttempts || !worthAnother(err) {
+		if err == nil || n == maxAttempts || !c.store.worthAnother(err) {
 			return rec, pg.ExplainSchema(c.store.cfg.Schema, err)
 		}
 		if pause(ctx, n) != nil {
@@ -151,8 +151,8 @@ func (c *call[TX]) do(ctx context.Context, run handler[TX]) (record, error) {
 // worthAnother says whether an attempt failed for a reason that a new transaction may not
 // meet again. Every such failure is one after which nothing of the attempt is left, or
 // running the handler again would be a second execution.
-func worthAnother(err error) bool {
-	if errors.Is(err, pg.ErrTxLost) || isDuplicate(err) {
+func (s *Store[TX]) worthAnother(err error) bool {
+	if errors.Is(err, pg.ErrTxLost) || s.isDuplicate(err) {
 		return true
 	}
 	switch sqlState(err) {

@@ -40,7 +40,7 @@ func (e *execution[TX]) run(ctx context.Context, fn handler[TX]) (record, error)
 	switch {
 	case err == nil:
 		return record{createdAt: e.start, result: result}, nil
-	case errors.Is(err, pg.ErrTxEnded), isEndedEarly(err):
+	case errors.Is(err, pg.ErrTxEnded), e.call.store.isEndedEarly(err):
 		return record{}, e.settle(ctx, nil)
 	case errors.Is(err, pg.ErrTxBusy):
 		return record{}, fmt.Errorf("%w: %w", ErrTxUnusable, err)

@@ -77,13 +77,13 @@ func (c *call[TX]) answer(rec record) (record, error) {
 
 // isDuplicate recognises the primary key's verdict, and nobody else's: a unique
 // violation in the handler's own tables must not look like a lost race.
-func isDuplicate(err error) bool {
+func (s *Store[TX]) isDuplicate(err error) bool {
 	e, ok := errors.AsType[*pg.Error](err)
-	return ok && e.Code == pg.CodeUnique && e.Table == "idem_record" && e.Constraint == "idem_record_pkey"
+	return ok && e.Code == pg.CodeUnique && e.Schema == s.cfg.Schema && e.Constraint == "idem_record_pkey"
 }
 
 // isEndedEarly recognises the created_at that became NULL.
-func isEndedEarly(err error) bool {
+func (s *Store[TX]) isEndedEarly(err error) bool {
 	e, ok := errors.AsType[*pg.Error](err)
-	return ok && e.Code == pg.CodeNotNull && e.Table == "idem_record" && e.Column == "created_at"
+	return ok && e.Code == pg.CodeNotNull && e.Schema == s.cfg.Schema && e.Table == "idem_record" && e.Column == "created_at"
 }

@@ -589,4 +589,17 @@ func idemUserConstraint[TX any](t *testing.T, c Client[TX]) {
 		t.Errorf("got %v after %d runs", err, runs)
 	}
 	b.records(0)
+
+	// The same when the violation waits for COMMIT, under the very name of our constraint.
+	b.db.Exec(t, `CREATE TABLE mine.later (id int, CONSTRAINT idem_record_pkey UNIQUE (id) DEFERRABLE INITIALLY DEFERRED);
+		INSERT INTO mine.later VALUES (1)`)
+	runs = 0
+	_, err = idem.Do(t.Context(), b.keys, refund.Key("m1", "r1"), idem.NoFingerprint(), func(ctx context.Context, tx TX) (string, error) {
+		runs++
+		return "", b.Exec(ctx, tx, `INSERT INTO mine.later VALUES (1)`)
+	})
+	if !errors.As(err, &state) || state.SQLState() != pg.CodeUnique || runs != 1 {
+		t.Errorf("deferred: got %v after %d runs", err, runs)
+	}
+	b.records(0)
 }

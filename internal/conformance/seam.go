@@ -186,6 +186,14 @@ func seamCommitRefused[TX any](t *testing.T, c Client[TX]) {
 		}
 	}
 	wantInt(t, "effects", db.Int(t, `SELECT count(*) FROM effect`), 0)
+
+	// The server answers COMMIT of a failed transaction with ROLLBACK, and no error.
+	tx := begin(t, d, "", insert)
+	_ = tx.Run(t.Context(), pg.Stmt{SQL: `SELECT 1/0`})
+	if err := tx.Commit(t.Context()); err == nil {
+		t.Error("COMMIT of a failed transaction was taken for a commit")
+	}
+	wantInt(t, "effects", db.Int(t, `SELECT count(*) FROM effect`), 0)
 	noErr(t, begin(t, d, "", insert).Commit(t.Context(), insert))
 	wantInt(t, "effects", db.Int(t, `SELECT count(*) FROM effect`), 2)
 }
@@ -274,7 +282,13 @@ func seamPoolOfOne[TX any](t *testing.T, c Client[TX]) {
 		return db.Int(t, `SELECT count(*) FROM pg_stat_activity WHERE query LIKE '%pg_sleep(600)%' AND pid <> pg_backend_pid() AND state = 'active'`) == 1
 	})
 	cancel()
-	wantErr(t, <-result, context.Canceled)
+	select {
+	case err := <-result:
+		wantErr(t, err, context.Canceled)
+	case <-time.After(pg.NetTimeout / 2):
+		t.Error("Begin did not give up when its ctx ended")
+		<-result
+	}
 	noErr(t, begin(t, d, "").Commit(t.Context()))
 	db.Exec(t, `SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE query LIKE '%pg_sleep(600)%' AND pid <> pg_backend_pid()`)
 }
