@@ -21,13 +21,14 @@ import (
 // TestMain lets the test binary play a process that holds a key and is killed.
 func TestMain(m *testing.M) {
 	if url := os.Getenv("IDEM_HOLDER"); url != "" {
-		hold(url)
+		hold(url, os.Getenv("IDEM_HOLDER_SQL"))
 	}
 	os.Exit(m.Run())
 }
 
-// hold takes the key, writes its effect, says so, and never comes to an end.
-func hold(url string) {
+// hold takes the key, writes its effect, says so, and never comes to an end: in Go, or in the
+// statement that it is given.
+func hold(url, sql string) {
 	pool, err := pgxpool.New(context.Background(), url)
 	if err != nil {
 		panic(err)
@@ -39,8 +40,11 @@ func hold(url string) {
 	_, err = idem.Do(context.Background(), keys, refund.Key("m1", "r1"), idem.NoFingerprint(), func(ctx context.Context, tx pgx.Tx) (string, error) {
 		receipt, err := insertEffect(ctx, tx)
 		println("holding")
-		if err == nil {
+		if err == nil && sql == "" {
 			select {}
+		}
+		if err == nil {
+			_, err = tx.Exec(context.WithoutCancel(ctx), sql)
 		}
 		return receipt, err
 	})
@@ -50,6 +54,16 @@ func hold(url string) {
 // A process that is killed while it holds a key takes its work with it and frees the key.
 func TestKilledHolderFreesItsKey(t *testing.T) {
 	t.Parallel()
+	for name, sql := range map[string]string{"between statements": "", "in a statement": "SELECT pg_sleep(600)"} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			killedHolder(t, sql)
+		})
+	}
+}
+
+func killedHolder(t *testing.T, sql string) {
+	t.Helper()
 	db := pgtest.New(t)
 	db.Exec(t, effects)
 	keys := newStore(t, db.Pool(t), nil)
@@ -58,7 +72,7 @@ func TestKilledHolderFreesItsKey(t *testing.T) {
 	}
 
 	holder := exec.Command(os.Args[0])
-	holder.Env = append(os.Environ(), "IDEM_HOLDER="+db.URL)
+	holder.Env = append(os.Environ(), "IDEM_HOLDER="+db.URL, "IDEM_HOLDER_SQL="+sql)
 	stderr, err := holder.StderrPipe()
 	if err != nil {
 		t.Fatal(err)
@@ -72,6 +86,11 @@ func TestKilledHolderFreesItsKey(t *testing.T) {
 	}
 	if _, err := do(); !errors.Is(err, idem.ErrInFlight) {
 		t.Errorf("while it is held: got %v, want ErrInFlight", err)
+	}
+	if sql != "" {
+		pgtest.Eventually(t, "the holder is in its statement", func() bool {
+			return db.Int(t, `SELECT count(*) FROM pg_stat_activity WHERE query = $1 AND state = 'active'`, sql) == 1
+		})
 	}
 	if err := holder.Process.Kill(); err != nil {
 		t.Fatal(err)

@@ -14,6 +14,7 @@ import (
 
 const (
 	maxAttempts = 5
+	serverGrace = time.Second          // what the server waits beyond MaxHandler
 	firstPause  = 2 * time.Millisecond // doubled with each attempt, and jittered
 )
 
@@ -48,18 +49,21 @@ type handler[TX any] func(ctx context.Context, tx TX) ([]byte, error)
 // means: not by Commit or Rollback, not by SQL. When it does all the same, that is found
 // out ([ErrTxEnded]).
 //
+// fn has [Op.MaxHandler] to finish; after that its ctx has ended, with [ErrHandlerTimeout] as its
+// cause, and everything is rolled back.
+//
 // The end of ctx is seen while waiting for a connection and by fn. Once fn has returned
 // without an error, the commit goes through regardless.
 //
 // Errors: [ErrInvalidKey], [ErrInFlight], [ErrMismatch], [ErrExpired], [ErrUnknownOutcome],
-// [ErrTxEnded], [ErrTxUnusable], [ErrReadOnly], [ErrSchema], [ErrUnavailable], and
+// [ErrTxEnded], [ErrTxUnusable], [ErrHandlerTimeout], [ErrReadOnly], [ErrSchema], [ErrUnavailable], and
 // whatever the server says to the INSERT or COMMIT (a deferred constraint, for one).
 //
 // Cost on pgx: a new key 2 round trips around those of fn, one commit, one row, no update
 // and no dead tuple; a repeat is answered after 1, with no xid and no WAL. On
 // database/sql: 6 around fn, and 3 for a repeat. Locks: one advisory lock until the
-// transaction ends. The first call of a store adds a trip to check the schema. Isolation:
-// READ COMMITTED.
+// transaction ends. The first call of a store adds two trips, to check the schema and the
+// server. Isolation: READ COMMITTED.
 func Do[T, TX any](ctx context.Context, s *Store[TX], key Key, fp Fingerprint,
 	fn func(ctx context.Context, tx TX) (T, error),
 ) (Result[T], error) {
@@ -95,7 +99,7 @@ func Do[T, TX any](ctx context.Context, s *Store[TX], key Key, fp Fingerprint,
 func Lookup[T, TX any](ctx context.Context, s *Store[TX], key Key, fp Fingerprint) (res Result[T], ok bool, err error) {
 	c, err := newCall(s, key, fp)
 	if err == nil {
-		err = s.ready(ctx)
+		_, err = s.ready(ctx)
 	}
 	var rec record
 	if err == nil {
@@ -117,6 +121,8 @@ type call[TX any] struct {
 	key   Key
 	op    Op // with defaults
 	fp    Fingerprint
+
+	server *server
 }
 
 func newCall[TX any](s *Store[TX], key Key, fp Fingerprint) (*call[TX], error) {
@@ -134,7 +140,8 @@ func newCall[TX any](s *Store[TX], key Key, fp Fingerprint) (*call[TX], error) {
 
 // do runs attempts until one of them decides the key.
 func (c *call[TX]) do(ctx context.Context, run handler[TX]) (record, error) {
-	if err := c.store.ready(ctx); err != nil {
+	var err error
+	if c.server, err = c.store.ready(ctx); err != nil {
 		return record{}, err
 	}
 	for n := 1; ; n++ {
@@ -152,6 +159,9 @@ func (c *call[TX]) do(ctx context.Context, run handler[TX]) (record, error) {
 // meet again. Every such failure is one after which nothing of the attempt is left, or
 // running the handler again would be a second execution.
 func (s *Store[TX]) worthAnother(err error) bool {
+	if errors.Is(err, ErrTxEnded) || errors.Is(err, ErrHandlerTimeout) {
+		return false // whatever else the handler said
+	}
 	if errors.Is(err, pg.ErrTxLost) || s.isDuplicate(err) {
 		return true
 	}
@@ -227,8 +237,9 @@ type guard struct {
 
 func (c *call[TX]) guardStmt(g *guard) pg.Stmt {
 	return pg.Stmt{
-		SQL: sqlGuard, Args: []any{c.key.lock(c.store.cfg.Schema)},
-		Dest: []any{&g.locked, &g.start, &g.readOnly},
+		SQL:  sqlGuard,
+		Args: []any{c.key.lock(c.store.cfg.Schema), (c.op.MaxHandler + serverGrace).Seconds(), c.server.checkInterval},
+		Dest: []any{&g.locked, &g.start, &g.readOnly, new(string), new(string)},
 	}
 }
 

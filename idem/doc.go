@@ -27,7 +27,8 @@
 //
 // # Failure modes
 //
-//   - The process dies in the handler: the server rolls back, the key is free at once.
+//   - The process dies in the handler: the server rolls back, the key is free within a
+//     second. If its host vanishes, after [Op.MaxHandler].
 //   - The connection dies in the handler: the same, and Do reports [ErrUnavailable] or
 //     what the handler made of it.
 //   - The answer to COMMIT is lost: [ErrUnknownOutcome]. Calling again with the same

@@ -42,6 +42,10 @@ var (
 	// results were left open. It was rolled back.
 	ErrTxUnusable = errors.New("handler left an unusable transaction")
 
+	// ErrHandlerTimeout means that the handler took longer than [Op.MaxHandler]. Everything
+	// was rolled back, whatever the handler returned. It is not run again by itself.
+	ErrHandlerTimeout = errors.New("handler took longer than MaxHandler")
+
 	// ErrReadOnly means that the database does not accept writes: a standby, or a
 	// role or database that defaults to read-only transactions. The handler was not run.
 	ErrReadOnly = errors.New("database is read-only")

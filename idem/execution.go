@@ -28,8 +28,13 @@ func (e *execution[TX]) run(ctx context.Context, fn handler[TX]) (record, error)
 			_ = e.undo(ctx, nil)
 		}
 	}()
-	result, err := fn(ctx, e.tx.Handle())
+	hctx, cancel := context.WithTimeoutCause(ctx, e.call.op.MaxHandler, ErrHandlerTimeout)
+	defer cancel()
+	result, err := fn(hctx, e.tx.Handle())
 	returned = true
+	if errors.Is(context.Cause(hctx), ErrHandlerTimeout) {
+		return record{}, e.undo(ctx, e.tooLate(err))
+	}
 	if err != nil {
 		return record{}, e.undo(ctx, err)
 	}
@@ -48,6 +53,17 @@ func (e *execution[TX]) run(ctx context.Context, fn handler[TX]) (record, error)
 		return record{}, fmt.Errorf("%w: a statement in it failed: %w", ErrTxUnusable, err)
 	}
 	return record{}, err
+}
+
+// tooLate is the error of a handler that took too long, with its own, if it has one.
+func (e *execution[TX]) tooLate(err error) error {
+	if h, ok := errors.AsType[*handlerError](err); ok {
+		err = h.err
+	}
+	if err == nil {
+		return fmt.Errorf("%w (%v): rolled back", ErrHandlerTimeout, e.call.op.MaxHandler)
+	}
+	return fmt.Errorf("%w (%v): rolled back: %w", ErrHandlerTimeout, e.call.op.MaxHandler, err)
 }
 
 // number asks for the transaction's number where the handler gets a transaction that it

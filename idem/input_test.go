@@ -250,7 +250,7 @@ func TestErrorsAreDistinct(t *testing.T) {
 	t.Parallel()
 	all := []error{
 		idem.ErrInvalidKey, idem.ErrInFlight, idem.ErrMismatch, idem.ErrExpired, idem.ErrUnknownOutcome,
-		idem.ErrTxEnded, idem.ErrTxUnusable, idem.ErrReadOnly, idem.ErrSchema, idem.ErrUnavailable,
+		idem.ErrTxEnded, idem.ErrTxUnusable, idem.ErrHandlerTimeout, idem.ErrReadOnly, idem.ErrSchema, idem.ErrUnavailable,
 	}
 	for i, a := range all {
 		for j, b := range all {

@@ -23,6 +23,8 @@ const Forever time.Duration = math.MaxInt64
 const (
 	defaultReplayFor   = 24 * time.Hour
 	defaultRememberFor = 30 * 24 * time.Hour
+	defaultMaxHandler  = 30 * time.Second
+	longestMaxHandler  = 24 * time.Hour
 )
 
 // Op is an operation with its policy. Declare it once, as a package variable.
@@ -39,6 +41,12 @@ type Op struct {
 	// late repeat is kept from executing again. It must not be shorter than
 	// ReplayFor. Defaults to 30 days, or ReplayFor if that is longer.
 	RememberFor time.Duration
+
+	// MaxHandler is how long the handler may take. Its ctx ends then, and so does its
+	// transaction, on the server too a second later: a host that vanished frees its keys by
+	// then. [Do] returns [ErrHandlerTimeout]. Defaults to 30 seconds, at most 24 hours; a
+	// transaction that stays open for long keeps Postgres from cleaning up.
+	MaxHandler time.Duration
 }
 
 // Key names one request of one tenant: scope, operation and id together. It is a value;
@@ -90,6 +98,9 @@ func (o Op) resolved() Op {
 	if o.RememberFor == 0 {
 		o.RememberFor = max(defaultRememberFor, o.ReplayFor)
 	}
+	if o.MaxHandler == 0 {
+		o.MaxHandler = defaultMaxHandler
+	}
 	return o
 }
 
@@ -105,8 +116,10 @@ func (k Key) check() error {
 		}
 	}
 	switch op := k.op.resolved(); {
-	case op.ReplayFor < 0 || op.RememberFor < 0:
+	case op.ReplayFor < 0 || op.RememberFor < 0 || op.MaxHandler < 0:
 		return &KeyError{Part: "policy", Reason: "has a negative duration; use idem.Forever for no end"}
+	case op.MaxHandler > longestMaxHandler:
+		return &KeyError{Part: "policy", Reason: "has a MaxHandler of more than 24 hours; a transaction is no place for that"}
 	case op.RememberFor < op.ReplayFor:
 		return &KeyError{Part: "policy", Reason: "forgets the key (RememberFor) before its result (ReplayFor)"}
 	}

@@ -71,6 +71,8 @@ func TestKeyCheck(t *testing.T) {
 		"long replay":          {Op{Name: "o", ReplayFor: 90 * 24 * time.Hour}.Key("m1", "r1"), ""},
 		"forgets before":       {Op{Name: "o", ReplayFor: Forever, RememberFor: time.Hour}.Key("m1", "r1"), "policy"},
 		"forgets before, fine": {Op{Name: "o", ReplayFor: time.Hour, RememberFor: time.Hour}.Key("m1", "r1"), ""},
+		"endless handler":      {Op{Name: "o", MaxHandler: Forever}.Key("m1", "r1"), "policy"},
+		"negative handler":     {Op{Name: "o", MaxHandler: -1}.Key("m1", "r1"), "policy"},
 		"negative":             {Op{Name: "o", ReplayFor: -1}.Key("m1", "r1"), "policy"},
 	}
 	for name, tc := range cases {

@@ -5,9 +5,20 @@ package idem
 const (
 	// sqlGuard takes the key's lock if it is free. Lock: one advisory, exclusive, until
 	// the transaction ends. It never waits.
+	//
+	// For this transaction only, the server also learns to notice a client that is gone:
+	// in a statement, by looking at the socket every $3 ms, and between statements after $2
+	// seconds. A shorter limit of the role stands; 0 means that it has none.
 	sqlGuard = `
 SELECT pg_try_advisory_xact_lock($1::bigint), now(),
-       pg_is_in_recovery() OR current_setting('transaction_read_only') = 'on'`
+       pg_is_in_recovery() OR current_setting('transaction_read_only') = 'on',
+       set_config('idle_in_transaction_session_timeout', (1000 * least($2::float8,
+           nullif(extract(epoch FROM current_setting('idle_in_transaction_session_timeout')::interval), 0)))::bigint::text, true),
+       set_config('client_connection_check_interval', $3::text, true)`
+
+	// sqlProbeCheck asks whether the server's platform can look at its sockets; where it
+	// cannot, this fails with 22023. It is a transaction of its own, so nothing is set.
+	sqlProbeCheck = `SELECT set_config('client_connection_check_interval', $1::text, true)`
 
 	// sqlLookup must be a statement of its own after sqlGuard. In one statement both would
 	// see the snapshot of before the lock, and so could miss a record that was

@@ -42,7 +42,12 @@ type Store[TX any] struct {
 	db      pg.Driver[TX]
 	cfg     Config
 	sql     statements
-	checked atomic.Bool // the schema was seen to be usable
+	checked atomic.Pointer[server] // what the first call has found out
+}
+
+// server is what a store knows about its database after its first call.
+type server struct {
+	checkInterval string // for client_connection_check_interval, in ms
 }
 
 // statements are the constants of sql.go for the store's schema.
@@ -86,25 +91,37 @@ func New[TX any](db pg.Driver[TX], cfg *Config) (*Store[TX], error) {
 }
 
 // Validate checks that this code can work with the schema in the database, and
-// says what to run where it cannot ([ErrSchema]). Call it at start. One round trip.
+// says what to run where it cannot ([ErrSchema]). Call it at start. Two round trips.
 func (s *Store[TX]) Validate(ctx context.Context) error {
-	if err := pg.CheckSchema(ctx, s.db.Pool(), s.cfg.Schema); err != nil {
+	if _, err := s.inspect(ctx); err != nil {
 		return fmt.Errorf("idem: validate: %w", err)
 	}
-	s.checked.Store(true)
 	return nil
 }
 
 // ready is Validate for the first call; the calls after that pay nothing.
-func (s *Store[TX]) ready(ctx context.Context) error {
-	if s.checked.Load() {
-		return nil
+func (s *Store[TX]) ready(ctx context.Context) (*server, error) {
+	if srv := s.checked.Load(); srv != nil {
+		return srv, nil
 	}
+	return s.inspect(ctx)
+}
+
+// inspect checks the schema and probes the server.
+func (s *Store[TX]) inspect(ctx context.Context) (*server, error) {
 	if err := pg.CheckSchema(ctx, s.db.Pool(), s.cfg.Schema); err != nil {
-		return err
+		return nil, err
 	}
-	s.checked.Store(true)
-	return nil
+	srv := &server{checkInterval: "500"}
+	err := s.db.Pool().Run(ctx, pg.Stmt{SQL: sqlProbeCheck, Args: []any{srv.checkInterval}})
+	switch {
+	case pg.Rejected(err):
+		srv.checkInterval = "0"
+	case err != nil:
+		return nil, fmt.Errorf("%w: %w", ErrUnavailable, err)
+	}
+	s.checked.Store(srv)
+	return srv, nil
 }
 
 type jsonCodec struct{}

@@ -259,11 +259,13 @@ func idemHandlerEnds[TX any](t *testing.T, c Client[TX]) {
 		"COMMIT AND CHAIN":   {[]string{`COMMIT AND CHAIN`}, true},
 		"ROLLBACK AND CHAIN": {[]string{`ROLLBACK AND CHAIN`}, false},
 	} {
-		for _, result := range []error{nil, errRefused} {
+		for _, result := range []error{nil, errRefused, sqlStateError(pg.CodeSerialization)} {
 			t.Run(name, func(t *testing.T) {
 				t.Parallel()
 				b := setup(t, c, 2)
+				runs := 0
 				_, err := idem.Do(t.Context(), b.keys, refund.Key("m1", "r1"), idem.NoFingerprint(), func(ctx context.Context, tx TX) (string, error) {
+					runs++
 					noErr(t, b.Exec(ctx, tx, `INSERT INTO effect VALUES ('r1')`))
 					for _, sql := range tc.sql {
 						noErr(t, b.Exec(ctx, tx, sql))
@@ -272,6 +274,9 @@ func idemHandlerEnds[TX any](t *testing.T, c Client[TX]) {
 				})
 				if result != nil {
 					wantErr(t, err, result)
+				}
+				if tc.durable {
+					wantInt(t, "runs", int64(runs), 1)
 				}
 				if !tc.durable && !c.Guarded { // the driver knows the transaction's number, and so its fate
 					_, err = b.do(t.Context(), "r1")
