@@ -2,7 +2,7 @@
 # installs what else is needed and says so. "make help" lists the targets.
 
 GOLANGCI := go run github.com/golangci/golangci-lint/v2/cmd/golangci-lint@v2.15.0
-GOTEST   := go test -race -shuffle=on -timeout 15m
+GOTEST   := go test -race -shuffle=on -parallel 8 -timeout 15m
 MODULES  := . examples
 
 .PHONY: help demo test lint fmt

@@ -224,7 +224,7 @@ func (c *call[TX]) attempt(ctx context.Context, run handler[TX]) (record, error)
 		tx.Abandon(ctx)
 		return record{}, ErrInFlight
 	}
-	e := &execution[TX]{call: c, tx: tx, start: g.start}
+	e := &execution[TX]{call: c, tx: tx, guard: g, attempt: newAttempt()}
 	return e.run(ctx, run)
 }
 
@@ -232,6 +232,7 @@ func (c *call[TX]) attempt(ctx context.Context, run handler[TX]) (record, error)
 type guard struct {
 	locked   bool
 	start    time.Time // of the transaction
+	pid      int64     // of the server's process
 	readOnly bool
 }
 
@@ -239,7 +240,7 @@ func (c *call[TX]) guardStmt(g *guard) pg.Stmt {
 	return pg.Stmt{
 		SQL:  sqlGuard,
 		Args: []any{c.key.lock(c.store.cfg.Schema), (c.op.MaxHandler + serverGrace).Seconds(), c.server.checkInterval},
-		Dest: []any{&g.locked, &g.start, &g.readOnly, new(string), new(string)},
+		Dest: []any{&g.locked, &g.start, &g.pid, &g.readOnly, new(string), new(string)},
 	}
 }
 

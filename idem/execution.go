@@ -13,8 +13,10 @@ import (
 type execution[TX any] struct {
 	call  *call[TX]
 	tx    pg.OwnedTx[TX]
-	start time.Time // of the transaction, by the server: it names it
-	xid   string    // its number, on drivers that cannot keep a handler from ending it
+	guard guard // what the transaction is called by the server, among others
+
+	attempt int64  // in the record: tells our own from somebody else's
+	xid     string // the transaction's number, on drivers that cannot keep a handler from ending it
 }
 
 // run invokes the handler and commits what it did together with the record.
@@ -44,13 +46,15 @@ func (e *execution[TX]) run(ctx context.Context, fn handler[TX]) (record, error)
 	err = e.tx.Commit(ctx, e.insertStmt(result))
 	switch {
 	case err == nil:
-		return record{createdAt: e.start, result: result}, nil
+		return record{createdAt: e.guard.start, result: result}, nil
 	case errors.Is(err, pg.ErrTxEnded), e.call.store.isEndedEarly(err):
 		return record{}, e.settle(ctx, nil)
 	case errors.Is(err, pg.ErrTxBusy):
 		return record{}, fmt.Errorf("%w: %w", ErrTxUnusable, err)
 	case pg.Code(err) == pg.CodeFailedTx:
 		return record{}, fmt.Errorf("%w: a statement in it failed: %w", ErrTxUnusable, err)
+	case errors.Is(err, pg.ErrOutcomeUnknown):
+		return e.resolve(ctx, result, err)
 	}
 	return record{}, err
 }
@@ -108,7 +112,7 @@ func (e *execution[TX]) ended(ctx context.Context) bool {
 	tctx, cancel := pg.TripContext(ctx)
 	defer cancel()
 	var same bool
-	err := e.tx.Run(tctx, pg.Stmt{SQL: sqlSameTx, Args: []any{e.start}, Dest: []any{&same}})
+	err := e.tx.Run(tctx, pg.Stmt{SQL: sqlSameTx, Args: []any{e.guard.start}, Dest: []any{&same}})
 	return err == nil && !same || errors.Is(err, pg.ErrTxEnded)
 }
 
@@ -157,7 +161,7 @@ func (c *call[TX]) insertUnknown(ctx context.Context) error {
 func (e *execution[TX]) insertStmt(result []byte) pg.Stmt {
 	c := e.call
 	return pg.Stmt{SQL: c.store.sql.insert, Args: []any{
-		newAttempt(), e.start, seconds(c.op.ReplayFor), seconds(c.op.RememberFor), stateDone,
+		e.attempt, e.guard.start, seconds(c.op.ReplayFor), seconds(c.op.RememberFor), stateDone,
 		c.fp.version, c.key.scope, c.key.digest(), c.op.Name, c.storedID(), c.fp.sum, result,
 	}}
 }

@@ -19,6 +19,7 @@ const (
 type record struct {
 	found     bool // this is the answer of an earlier execution
 	rows      int64
+	attempt   int64
 	state     int64
 	fpVersion int64
 	fp        []byte
@@ -30,7 +31,7 @@ type record struct {
 func (c *call[TX]) lookupStmt(r *record) pg.Stmt {
 	return pg.Stmt{
 		SQL: c.store.sql.lookup, Args: []any{c.key.scope, c.key.digest()},
-		Dest: []any{&r.state, &r.fpVersion, &r.fp, &r.createdAt, &r.kept, &r.result},
+		Dest: []any{&r.attempt, &r.state, &r.fpVersion, &r.fp, &r.createdAt, &r.kept, &r.result},
 		Rows: &r.rows,
 	}
 }

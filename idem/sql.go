@@ -10,7 +10,7 @@ const (
 	// in a statement, by looking at the socket every $3 ms, and between statements after $2
 	// seconds. A shorter limit of the role stands; 0 means that it has none.
 	sqlGuard = `
-SELECT pg_try_advisory_xact_lock($1::bigint), now(),
+SELECT pg_try_advisory_xact_lock($1::bigint), now(), pg_backend_pid(),
        pg_is_in_recovery() OR current_setting('transaction_read_only') = 'on',
        set_config('idle_in_transaction_session_timeout', (1000 * least($2::float8,
            nullif(extract(epoch FROM current_setting('idle_in_transaction_session_timeout')::interval), 0)))::bigint::text, true),
@@ -24,7 +24,7 @@ SELECT pg_try_advisory_xact_lock($1::bigint), now(),
 	// see the snapshot of before the lock, and so could miss a record that was
 	// committed while the lock was still held. Locks: ACCESS SHARE. No xid, no WAL.
 	sqlLookup = `
-SELECT state, fp_ver, fp, created_at, replay_until > statement_timestamp(),
+SELECT attempt, state, fp_ver, fp, created_at, replay_until > statement_timestamp(),
        CASE WHEN replay_until > statement_timestamp() THEN result END
 FROM "pgonce"."idem_record"
 WHERE scope = $1::text AND digest = $2::bytea`
@@ -48,6 +48,27 @@ INSERT INTO "pgonce"."idem_record"
        (attempt, created_at, replay_until, remember_until, state, fp_ver, scope, digest, op, id, fp)
 VALUES ($1::bigint, statement_timestamp(), 'infinity', 'infinity', 3, $2::smallint, $3::text, $4::bytea, $5::text, $6::text, $7::bytea)
 ON CONFLICT (scope, digest) DO NOTHING`
+
+	// sqlAwaitLock waits until the transaction that held the key's lock is over, for as long
+	// as sqlLockTimeout allows. Lock: one advisory, shared, until the transaction ends.
+	sqlAwaitLock = `SELECT pg_advisory_xact_lock_shared($1::bigint)`
+
+	// sqlLockTimeout bounds, in ms, what the statements after it wait; and says whether this
+	// is a standby, whose answers prove nothing.
+	sqlLockTimeout = `SELECT set_config('lock_timeout', $1::text, true), pg_is_in_recovery()`
+
+	// sqlTerminate ends the backend of a lost connection of ours, so that its transaction
+	// is over. It must be that very transaction: the pid alone may be somebody else's by
+	// now, or behind a pooler. And it must not wait for replication: ending that wait
+	// would make a commit visible that no standby has. Locks: none.
+	sqlTerminate = `
+SELECT count(pg_terminate_backend(a.pid))
+FROM pg_catalog.pg_stat_activity a
+WHERE a.pid = $1::bigint AND a.xact_start = $2::timestamptz
+  AND a.wait_event IS DISTINCT FROM 'SyncRep'
+  AND EXISTS (SELECT FROM pg_catalog.pg_locks l
+              WHERE l.pid = a.pid AND l.locktype = 'advisory' AND l.granted AND l.objsubid = 1
+                AND l.classid::bigint = ($3::bigint >> 32) & 4294967295 AND l.objid::bigint = $3::bigint & 4294967295)`
 
 	// sqlXID gives the transaction its number, which the INSERT would do later, so that
 	// its fate can be asked for when a handler has ended it.

@@ -83,12 +83,17 @@ func (o *ownedTx) Commit(ctx context.Context, last ...pg.Stmt) error {
 		tag = t.String()
 		return nil
 	})
+	// pgx can tell that an error came before anything was sent, but not in every mode that it
+	// came before the last of several statements was answered. So whatever is not the
+	// server's refusal counts as unknown.
 	err := o.conn.SendBatch(tctx, &b).Close()
-	if err != nil {
-		return pg.CommitError(mapError(err), !pgconn.SafeToRetry(err))
-	}
-	if tag != "COMMIT" { // COMMIT of a failed transaction is answered with ROLLBACK
-		return fmt.Errorf("%w: server answered COMMIT with %s", pg.ErrTxLost, tag)
+	switch {
+	case err != nil:
+		return pg.CommitError(mapError(err))
+	case tag == "ROLLBACK": // the answer to COMMIT of a failed transaction
+		return fmt.Errorf("%w: the server answered COMMIT with ROLLBACK", pg.ErrTxLost)
+	case tag != "COMMIT":
+		return fmt.Errorf("%w: the server answered COMMIT with %q", pg.ErrOutcomeUnknown, tag)
 	}
 	o.release()
 	return nil
@@ -109,7 +114,7 @@ func (o *ownedTx) commitInTwo(ctx context.Context, last []pg.Stmt) error {
 		return fmt.Errorf("%w: %w", pg.ErrTxLost, err)
 	}
 	if err != nil {
-		return pg.CommitError(mapError(err), !pgconn.SafeToRetry(err))
+		return pg.CommitError(mapError(err))
 	}
 	o.release()
 	return nil

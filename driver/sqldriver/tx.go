@@ -33,7 +33,7 @@ func (d *Driver[TX]) Begin(ctx context.Context, level pg.Isolation, first ...pg.
 	}
 	tctx, giveUp := context.WithCancel(context.WithoutCancel(ctx))
 	stop := context.AfterFunc(ctx, giveUp)
-	timer := time.AfterFunc(pg.NetTimeout, giveUp)
+	timer := time.AfterFunc(pg.NetTimeout(ctx), giveUp)
 
 	tx, err := begin(tctx, &sql.TxOptions{Isolation: isolation(level)})
 	if err != nil {
@@ -91,14 +91,14 @@ func (o *ownedTx[TX]) Commit(ctx context.Context, last ...pg.Stmt) error {
 	if err := o.RunAll(tctx, last...); err != nil {
 		return lastError(err)
 	}
-	timer := time.AfterFunc(pg.NetTimeout, o.giveUp)
+	timer := time.AfterFunc(pg.NetTimeout(ctx), o.giveUp)
 	err := o.tx.Commit()
 	timer.Stop()
 	if err == nil {
 		o.release()
 		return nil
 	}
-	return pg.CommitError(mapError(err), true)
+	return pg.CommitError(mapError(err))
 }
 
 // lastError is the error of a statement before COMMIT. Whatever it is, COMMIT was
@@ -114,11 +114,11 @@ func lastError(err error) error {
 }
 
 // Rollback implements the seam.
-func (o *ownedTx[TX]) Rollback(context.Context) {
+func (o *ownedTx[TX]) Rollback(ctx context.Context) {
 	if o.conn == nil {
 		return
 	}
-	timer := time.AfterFunc(pg.NetTimeout, o.giveUp)
+	timer := time.AfterFunc(pg.NetTimeout(ctx), o.giveUp)
 	err := o.tx.Rollback()
 	timer.Stop()
 	if err != nil && !errors.Is(err, sql.ErrTxDone) {

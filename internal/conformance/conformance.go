@@ -66,6 +66,7 @@ func Run[TX any](t *testing.T, c Client[TX]) {
 		"idem/ServerLimits":       idemServerLimits[TX],
 		"idem/ContextEnds":        idemContextEnds[TX],
 		"idem/BackendKilled":      idemBackendKilled[TX],
+		"idem/CommitAnswerLost":   idemCommitAnswerLost[TX],
 		"idem/Expiry":             idemExpiry[TX],
 		"idem/ReadOnly":           idemReadOnly[TX],
 		"idem/Results":            idemResults[TX],

@@ -45,6 +45,15 @@ func (b *bench[TX]) effect(id string) func(context.Context, TX) (string, error) 
 	}
 }
 
+// quiet waits until no transaction is open: a backend whose client has closed the socket takes a
+// moment to notice.
+func (b *bench[TX]) quiet() {
+	b.t.Helper()
+	pgtest.Eventually(b.t, "no transaction is open", func() bool {
+		return b.db.Int(b.t, `SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND xact_start IS NOT NULL AND pid <> pg_backend_pid()`) == 0
+	})
+}
+
 func (b *bench[TX]) effects(want int64) {
 	b.t.Helper()
 	wantInt(b.t, "effects", b.db.Int(b.t, `SELECT count(*) FROM effect`), want)
@@ -358,6 +367,7 @@ func idemHandlerSpoils[TX any](t *testing.T, c Client[TX]) {
 	}
 	b.effects(0)
 
+	b.quiet()
 	var leaked TX
 	_, err = idem.Do(t.Context(), b.keys, refund.Key("m1", "r1"), idem.NoFingerprint(), func(_ context.Context, tx TX) (string, error) {
 		leaked = tx
@@ -418,6 +428,7 @@ func idemContextEnds[TX any](t *testing.T, c Client[TX]) {
 	wantErr(t, err, context.Canceled)
 	b.effects(0)
 
+	b.quiet()
 	ctx, cancel = context.WithCancel(t.Context())
 	res, err := idem.Do(ctx, b.keys, refund.Key("m1", "r1"), idem.NoFingerprint(), func(ctx context.Context, tx TX) (string, error) {
 		err := b.Exec(ctx, tx, `INSERT INTO effect VALUES ('r1')`)

@@ -285,7 +285,7 @@ func seamPoolOfOne[TX any](t *testing.T, c Client[TX]) {
 	select {
 	case err := <-result:
 		wantErr(t, err, context.Canceled)
-	case <-time.After(pg.NetTimeout / 2):
+	case <-time.After(pg.NetTimeout(t.Context()) / 2):
 		t.Error("Begin did not give up when its ctx ended")
 		<-result
 	}

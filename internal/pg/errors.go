@@ -43,6 +43,7 @@ const (
 	CodeFailedTx         = "25P02"
 	CodeStalePlan        = "0A000"
 	CodeNoSuchStatement  = "26000"
+	CodeLockTimeout      = "55P03"
 	CodeTooManyClients   = "53300"
 	CodeAdminShutdown    = "57P01"
 	CodeCrashShutdown    = "57P02"
@@ -99,17 +100,11 @@ func IsFatal(severity, code string) bool {
 	return false
 }
 
-// CommitError says what the failure of a COMMIT trip means. sent is false when the driver
-// knows that no byte of it has left.
-func CommitError(err error, sent bool) error {
-	switch {
-	case err == nil:
-		return nil
-	case Rejected(err):
+// CommitError says what the failure of the trip that carried COMMIT means: a definite
+// rollback when the server has refused, and otherwise that nobody knows.
+func CommitError(err error) error {
+	if err == nil || Rejected(err) {
 		return err
-	case !sent:
-		return fmt.Errorf("%w: %w", ErrTxLost, err)
-	default:
-		return fmt.Errorf("%w: %w", ErrOutcomeUnknown, err)
 	}
+	return fmt.Errorf("%w: %w", ErrOutcomeUnknown, err)
 }

@@ -15,12 +15,28 @@ import (
 	"time"
 )
 
-// NetTimeout bounds every trip of a transaction that we own and that no ctx of
+// netTimeout bounds every trip of a transaction that we own and that no ctx of
 // the caller may interrupt: BEGIN with its first statements, the last statements
 // with COMMIT, ROLLBACK. It is the guard against a network that swallows
 // packets, not a statement time-out: none of these statements waits for a lock
 // that a healthy holder keeps.
-const NetTimeout = 15 * time.Second
+const netTimeout = 15 * time.Second
+
+type netTimeoutKey struct{}
+
+// WithNetTimeout shortens the network deadline for trips under ctx, for tests of networks that
+// swallow packets.
+func WithNetTimeout(ctx context.Context, d time.Duration) context.Context {
+	return context.WithValue(ctx, netTimeoutKey{}, d)
+}
+
+// NetTimeout is the network deadline of one trip: 15 seconds.
+func NetTimeout(ctx context.Context) time.Duration {
+	if d, ok := ctx.Value(netTimeoutKey{}).(time.Duration); ok {
+		return d
+	}
+	return netTimeout
+}
 
 // Stmt is one statement with its arguments and the places its result goes to.
 type Stmt struct {
@@ -152,5 +168,5 @@ type Session interface {
 // TripContext is the ctx for a trip that must not be interrupted by the caller:
 // it keeps the values of ctx, drops its end, and ends after [NetTimeout].
 func TripContext(ctx context.Context) (context.Context, context.CancelFunc) {
-	return context.WithTimeout(context.WithoutCancel(ctx), NetTimeout)
+	return context.WithTimeout(context.WithoutCancel(ctx), NetTimeout(ctx))
 }

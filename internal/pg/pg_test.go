@@ -91,18 +91,16 @@ func TestCommitError(t *testing.T) {
 	fatal := &pg.Error{Code: pg.CodeAdminShutdown, Fatal: true, Err: cause}
 	for name, tc := range map[string]struct {
 		err  error
-		sent bool
 		want error
 	}{
-		"refused": {refused, true, refused}, "killed": {fatal, true, pg.ErrOutcomeUnknown}, "broken": {cause, true, pg.ErrOutcomeUnknown},
-		"not sent": {cause, false, pg.ErrTxLost}, "refused, so it was sent": {refused, false, refused},
+		"refused": {refused, refused}, "killed": {fatal, pg.ErrOutcomeUnknown}, "broken": {cause, pg.ErrOutcomeUnknown},
 	} {
-		err := pg.CommitError(tc.err, tc.sent)
+		err := pg.CommitError(tc.err)
 		if !errors.Is(err, tc.want) || !errors.Is(err, cause) {
 			t.Errorf("%s: got %v", name, err)
 		}
 	}
-	if err := pg.CommitError(nil, true); err != nil {
+	if err := pg.CommitError(nil); err != nil {
 		t.Errorf("got %v", err)
 	}
 }

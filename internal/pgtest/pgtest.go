@@ -125,6 +125,13 @@ func (db *DB) drop(t testing.TB) {
 	}
 }
 
+// Via is this database by another URL, such as that of a proxy.
+func (db *DB) Via(url string) *DB {
+	via := *db
+	via.URL = url
+	return &via
+}
+
 // Config is the pool configuration for this database, for a test to change.
 func (db *DB) Config(t testing.TB) *pgxpool.Config {
 	t.Helper()

@@ -1,0 +1,88 @@
+package idem
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strconv"
+	"time"
+
+	"github.com/pgonce/pgonce/internal/pg"
+)
+
+const (
+	resolveWithin = 20 * time.Second       // then the outcome is reported as unknown
+	resolveWait   = 500 * time.Millisecond // for the lock, before something is done about its holder
+	resolvePause  = 50 * time.Millisecond  // between attempts to connect
+)
+
+// resolve finds out what became of a commit whose answer was lost.
+//
+// The lost transaction held the key's lock, and a transaction lets go of its locks after its
+// commit has become visible. So whoever gets the lock afterwards, on a fresh connection, and
+// then looks with a fresh snapshot, sees the outcome: the record with our attempt, or, on a
+// primary, proof that there is none. In that case nothing of the transaction is left, and it is
+// safe to run again.
+//
+// It does not heed the end of ctx: an effect may be out there, and its caller wants to know.
+func (e *execution[TX]) resolve(ctx context.Context, result []byte, lost error) (record, error) {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), resolveWithin)
+	defer cancel()
+	for {
+		rec, standby, err := e.call.await(ctx)
+		switch {
+		case err == nil && rec.rows > 0 && rec.attempt == e.attempt:
+			return record{createdAt: rec.createdAt, result: result}, nil
+		case err == nil && rec.rows > 0:
+			return e.call.answer(rec)
+		case err == nil && !standby:
+			return record{}, fmt.Errorf("%w: resolved after: %w", pg.ErrTxLost, lost)
+		case pg.Code(err) == pg.CodeLockTimeout:
+			err = e.terminate(ctx)
+		}
+		if !e.again(ctx, err) {
+			return record{}, errors.Join(lost, err)
+		}
+	}
+}
+
+// again pauses before the next look, and says no when there is no time or no sense in one.
+func (e *execution[TX]) again(ctx context.Context, err error) bool {
+	if pg.Rejected(err) {
+		return false
+	}
+	timer := time.NewTimer(resolvePause)
+	defer timer.Stop()
+	select {
+	case <-ctx.Done():
+		return false
+	case <-timer.C:
+		return true
+	}
+}
+
+// await waits for the key's lock to be free, and reads the record. It is one round trip on
+// pgx, and leaves nothing open.
+func (c *call[TX]) await(ctx context.Context) (rec record, standby bool, err error) {
+	tx, err := c.store.db.Begin(ctx, pg.ReadCommitted,
+		pg.Stmt{SQL: sqlLockTimeout, Args: []any{strconv.FormatInt(resolveWait.Milliseconds(), 10)}, Dest: []any{new(string), &standby}},
+		pg.Stmt{SQL: sqlAwaitLock, Args: []any{c.key.lock(c.store.cfg.Schema)}},
+		c.lookupStmt(&rec))
+	if err != nil {
+		return record{}, false, err
+	}
+	tx.Rollback(ctx)
+	return rec, standby, nil
+}
+
+// terminate ends our old backend, which still holds the lock because nobody has told it that
+// its client is gone. If it is somebody else who holds the lock, ours is over, and the next
+// look will tell.
+func (e *execution[TX]) terminate(ctx context.Context) error {
+	var n int64
+	return e.call.store.db.Pool().Run(ctx, pg.Stmt{
+		SQL:  sqlTerminate,
+		Args: []any{e.guard.pid, e.guard.start, e.call.key.lock(e.call.store.cfg.Schema)},
+		Dest: []any{&n},
+	})
+}
