@@ -67,20 +67,24 @@ type handler[TX any] func(ctx context.Context, tx TX) ([]byte, error)
 func Do[T, TX any](ctx context.Context, s *Store[TX], key Key, fp Fingerprint,
 	fn func(ctx context.Context, tx TX) (T, error),
 ) (Result[T], error) {
-	var value T
 	c, err := newCall(s, key, fp)
+	if err == nil && fn == nil {
+		err = errors.New("nil handler")
+	}
 	if err != nil {
 		return Result[T]{}, publish("do", key, err)
 	}
-	rec, err := c.do(ctx, func(ctx context.Context, tx TX) ([]byte, error) {
+	var value T
+	rec, err := c.do(ctx, func(ctx context.Context, tx TX) (data []byte, err error) {
 		v, err := fn(ctx, tx)
 		if err != nil {
 			return nil, &handlerError{err}
 		}
-		return roundTrip(s.cfg.Codec, v, &value)
+		data, value, err = roundTrip(s.cfg.Codec, v)
+		return data, err
 	})
 	if err == nil && rec.found {
-		err = decode(s.cfg.Codec, rec.result, &value)
+		value, err = decode[T](s.cfg.Codec, rec.result)
 	}
 	if err != nil {
 		return Result[T]{}, publish("do", key, err)
@@ -106,7 +110,7 @@ func Lookup[T, TX any](ctx context.Context, s *Store[TX], key Key, fp Fingerprin
 		rec, err = c.look(ctx)
 	}
 	if err == nil && rec.found {
-		err = decode(s.cfg.Codec, rec.result, &res.Value)
+		res.Value, err = decode[T](s.cfg.Codec, rec.result)
 	}
 	if err != nil {
 		return Result[T]{}, false, publish("lookup", key, err)
@@ -147,7 +151,7 @@ func (c *call[TX]) do(ctx context.Context, run handler[TX]) (record, error) {
 	for n := 1; ; n++ {
 		rec, err := c.attempt(ctx, run)
 		if err == nil || n == maxAttempts || !c.store.worthAnother(err) {
-			return rec, pg.ExplainSchema(c.store.cfg.Schema, err)
+			return rec, err
 		}
 		if pause(ctx, n) != nil {
 			return record{}, errors.Join(context.Cause(ctx), err)
@@ -162,7 +166,7 @@ func (s *Store[TX]) worthAnother(err error) bool {
 	if errors.Is(err, ErrTxEnded) || errors.Is(err, ErrHandlerTimeout) {
 		return false // whatever else the handler said
 	}
-	if errors.Is(err, pg.ErrTxLost) || s.isDuplicate(err) {
+	if errors.Is(err, pg.ErrTxLost) || errors.Is(err, errStale) || s.isDuplicate(err) {
 		return true
 	}
 	switch sqlState(err) {
@@ -210,8 +214,12 @@ func (c *call[TX]) attempt(ctx context.Context, run handler[TX]) (record, error)
 		rec record
 	)
 	tx, err := c.store.db.Begin(ctx, pg.ReadCommitted, c.guardStmt(&g), c.lookupStmt(&rec))
+	switch pg.Code(err) {
+	case pg.CodeStalePlan, pg.CodeNoSuchStatement:
+		return record{}, fmt.Errorf("%w: %w", errStale, err)
+	}
 	if err != nil {
-		return record{}, err
+		return record{}, pg.ExplainSchema(c.store.cfg.Schema, err)
 	}
 	switch {
 	case rec.rows > 0: // also without the lock: a finished key always answers
@@ -244,23 +252,24 @@ func (c *call[TX]) guardStmt(g *guard) pg.Stmt {
 	}
 }
 
-// roundTrip encodes v and decodes it again into value, before anything is committed.
-func roundTrip[T any](codec Codec, v T, value *T) ([]byte, error) {
-	data, err := codec.Encode(v)
-	if err != nil {
-		return nil, fmt.Errorf("encode result %T: %w", v, err)
+// roundTrip encodes v and decodes it again, before anything is committed.
+func roundTrip[T any](codec Codec, v T) (data []byte, value T, err error) {
+	if data, err = codec.Encode(v); err != nil {
+		return nil, value, fmt.Errorf("encode result %T: %w", v, err)
 	}
 	if data == nil {
 		data = []byte{} // NULL means that the result is no longer kept
 	}
-	return data, decode(codec, data, value)
+	value, err = decode[T](codec, data)
+	return data, value, err
 }
 
-func decode[T any](codec Codec, data []byte, value *T) error {
-	if err := codec.Decode(data, value); err != nil {
-		return fmt.Errorf("decode result into %T: %w", *value, err)
+// decode starts from nothing: decoders merge into what they find.
+func decode[T any](codec Codec, data []byte) (value T, err error) {
+	if err := codec.Decode(data, &value); err != nil {
+		return value, fmt.Errorf("decode result into %T: %w", value, err)
 	}
-	return nil
+	return value, nil
 }
 
 // newAttempt is a number that no other attempt has.

@@ -80,6 +80,10 @@ func (e *MismatchError) Error() string {
 }
 func (*MismatchError) Unwrap() error { return ErrMismatch }
 
+// errStale means that the server has forgotten a statement, or what it meant has changed, as
+// after a migration. The client library prepares it anew.
+var errStale = errors.New("statement is stale")
+
 // handlerError marks the handler's own error on its way out, where the mark is taken off.
 type handlerError struct{ err error }
 
@@ -91,6 +95,7 @@ func publish(verb string, key Key, err error) error {
 		return h.err // as it came: it is the caller's
 	}
 	switch {
+	case errors.Is(err, ErrTxEnded), errors.Is(err, ErrHandlerTimeout): // whatever else is in it
 	case errors.Is(err, pg.ErrTxLost):
 		err = fmt.Errorf("%w: %w", ErrUnavailable, err)
 	case errors.Is(err, pg.ErrOutcomeUnknown):

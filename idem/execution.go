@@ -26,33 +26,46 @@ func (e *execution[TX]) run(ctx context.Context, fn handler[TX]) (record, error)
 	}
 	returned := false
 	defer func() {
-		if !returned { // a panic or runtime.Goexit, which goes on after this
-			_ = e.undo(ctx, nil)
+		if returned {
+			return
+		}
+		// A panic or runtime.Goexit, which goes on after this.
+		if err := e.undo(ctx, nil); err != nil {
+			e.call.store.cfg.Logger.Error("idem: handler panicked", "key", e.call.key, "err", err)
 		}
 	}()
 	hctx, cancel := context.WithTimeoutCause(ctx, e.call.op.MaxHandler, ErrHandlerTimeout)
 	defer cancel()
 	result, err := fn(hctx, e.tx.Handle())
 	returned = true
-	if errors.Is(context.Cause(hctx), ErrHandlerTimeout) {
+	e.tx.Reclaim(ctx)
+	switch {
+	case errors.Is(context.Cause(hctx), ErrHandlerTimeout):
 		return record{}, e.undo(ctx, e.tooLate(err))
-	}
-	if err != nil {
+	case err != nil:
 		return record{}, e.undo(ctx, err)
-	}
-	if e.tx.Status() == pg.TxFailed {
+	case e.tx.Status() == pg.TxFailed:
 		return record{}, e.undo(ctx, fmt.Errorf("%w: a statement in it failed", ErrTxUnusable))
 	}
-	err = e.tx.Commit(ctx, e.insertStmt(result))
+	return e.commit(ctx, result)
+}
+
+// commit ends a run that went well, and sorts out one that only seemed to.
+func (e *execution[TX]) commit(ctx context.Context, result []byte) (record, error) {
+	err := e.tx.Commit(ctx, e.insertStmt(result))
 	switch {
 	case err == nil:
 		return record{createdAt: e.guard.start, result: result}, nil
-	case errors.Is(err, pg.ErrTxEnded), e.call.store.isEndedEarly(err):
-		return record{}, e.settle(ctx, nil)
+	case errors.Is(err, pg.ErrTxEnded):
+		return record{}, e.settle(ctx, endedByVerb, nil)
+	case e.call.store.isEndedEarly(err):
+		return record{}, e.settle(ctx, endedBySQL, nil)
 	case errors.Is(err, pg.ErrTxBusy):
-		return record{}, fmt.Errorf("%w: %w", ErrTxUnusable, err)
+		return record{}, e.settle(ctx, unproven, fmt.Errorf("%w: %w", ErrTxUnusable, err))
 	case pg.Code(err) == pg.CodeFailedTx:
-		return record{}, fmt.Errorf("%w: a statement in it failed: %w", ErrTxUnusable, err)
+		return record{}, e.settle(ctx, unproven, fmt.Errorf("%w: a statement in it failed: %w", ErrTxUnusable, err))
+	case errors.Is(err, pg.ErrTxLost):
+		return record{}, e.settle(ctx, unproven, err)
 	case errors.Is(err, pg.ErrOutcomeUnknown):
 		return e.resolve(ctx, result, err)
 	}
@@ -92,59 +105,98 @@ func (e *execution[TX]) number(ctx context.Context) error {
 // makes sure that there is something to roll back: a handler that committed and then failed
 // has an effect that a retry would double.
 func (e *execution[TX]) undo(ctx context.Context, err error) error {
-	ended := e.ended(ctx)
+	e.tx.Reclaim(ctx)
+	how := e.ending(ctx)
 	e.tx.Rollback(ctx)
-	if !ended {
-		return err
-	}
-	return e.settle(ctx, err)
+	return e.settle(ctx, how, err)
 }
 
-// ended reports whether the transaction that took the lock is over. A failed one
-// is not, and one whose connection is gone was rolled back with it.
-func (e *execution[TX]) ended(ctx context.Context) bool {
+// ending is what is known of a transaction before we end it.
+type ending int
+
+const (
+	notEnded    ending = iota // it is the one that took the lock
+	endedByVerb               // by Commit or Rollback of the client library; nothing ran after that
+	endedBySQL                // by a statement; anything may have run after that
+	unproven                  // it failed or its connection did, so it cannot be asked
+)
+
+// ending asks the transaction whether it is still the one that took the lock.
+func (e *execution[TX]) ending(ctx context.Context) ending {
 	switch e.tx.Status() {
 	case pg.TxIdle:
-		return true
+		return endedBySQL
 	case pg.TxFailed:
-		return false
+		return unproven
 	}
 	tctx, cancel := pg.TripContext(ctx)
 	defer cancel()
 	var same bool
 	err := e.tx.Run(tctx, pg.Stmt{SQL: sqlSameTx, Args: []any{e.guard.start}, Dest: []any{&same}})
-	return err == nil && !same || errors.Is(err, pg.ErrTxEnded)
+	switch {
+	case err == nil && same:
+		return notEnded
+	case err == nil:
+		return endedBySQL
+	case errors.Is(err, pg.ErrTxEnded):
+		return endedByVerb
+	}
+	return unproven
 }
 
-// settle deals with a transaction that the handler has ended. A rollback did no harm.
-// Anything else may have left an effect without its record, so the key is blocked, in a
-// transaction of its own that outlives ctx.
-func (e *execution[TX]) settle(ctx context.Context, cause error) error {
+// settle says what became of a run that was not committed by us. If what the handler wrote may be
+// durable, the key is blocked, in a transaction of its own that outlives ctx. Otherwise the cause
+// is all there is to say.
+func (e *execution[TX]) settle(ctx context.Context, how ending, cause error) error {
 	tctx, cancel := pg.TripContext(ctx)
 	defer cancel()
-	if e.wasRolledBack(tctx) {
-		if cause != nil {
-			return cause
-		}
+	switch {
+	case how == notEnded:
+		return cause
+	case how == unproven && e.fate(tctx) != committed:
+		return cause
+	case how == endedByVerb && e.fate(tctx) == aborted && cause != nil:
+		return cause
+	case how == endedByVerb && e.fate(tctx) == aborted:
 		return fmt.Errorf("%w: it was rolled back, nothing was done; return an error instead", ErrTxEnded)
 	}
 	if h, ok := errors.AsType[*handlerError](cause); ok {
 		cause = h.err
 	}
-	err := e.call.insertUnknown(tctx)
+	err := e.call.block(tctx)
 	if err != nil {
 		err = fmt.Errorf("the key could not be blocked, a repeat may execute it again: %w", err)
 	}
 	return errors.Join(fmt.Errorf("%w: what it wrote may be committed, so the key is blocked", ErrTxEnded), cause, err)
 }
 
-func (e *execution[TX]) wasRolledBack(ctx context.Context) bool {
+// The fates of a transaction, in the server's words.
+const (
+	committed = "committed"
+	aborted   = "aborted"
+)
+
+// fate asks what became of the transaction, where its number is known.
+func (e *execution[TX]) fate(ctx context.Context) (fate string) {
 	if e.xid == "" {
-		return false
+		return ""
 	}
-	var fate string
 	err := e.call.store.db.Pool().Run(ctx, pg.Stmt{SQL: sqlFate, Args: []any{e.xid}, Dest: []any{&fate}})
-	return err == nil && fate == "aborted"
+	if err != nil {
+		return ""
+	}
+	return fate
+}
+
+// block stores that the outcome of the key is unknown. It insists, because until that is
+// stored, a repeat could execute the key again.
+func (c *call[TX]) block(ctx context.Context) error {
+	for n := 1; ; n++ {
+		err := c.insertUnknown(ctx)
+		if err == nil || n == maxAttempts || pause(ctx, n) != nil {
+			return err
+		}
+	}
 }
 
 func (c *call[TX]) insertUnknown(ctx context.Context) error {

@@ -5,6 +5,7 @@ package migrations_test
 import (
 	"context"
 	"database/sql"
+	"errors"
 	"fmt"
 	"io/fs"
 	"strings"
@@ -69,12 +70,16 @@ func ExampleUpTx() {
 func ExampleValidate() {
 	example(func(ctx context.Context, db *sql.DB) error {
 		fmt.Println(migrations.Validate(ctx, db, nil))
-		fmt.Println(migrations.Validate(ctx, db, &migrations.Config{Schema: "elsewhere"}))
+		err := migrations.Validate(ctx, db, &migrations.Config{Schema: "elsewhere"})
+		fmt.Println(errors.Is(err, migrations.ErrSchema))
+		says, _, _ := strings.Cut(err.Error(), ",")
+		fmt.Println(says)
 		return nil
 	})
 	// Output:
 	// <nil>
-	// migrations: validate: schema "elsewhere": not there; run migrations.Up, or what migrations.Script prints, with a role that owns the schema
+	// true
+	// migrations: validate: schema "elsewhere": not there; run migrations.Up
 }
 
 func ExampleStatus() {

@@ -1,6 +1,7 @@
 package migrations
 
 import (
+	"archive/zip"
 	"bytes"
 	"context"
 	"database/sql"
@@ -8,6 +9,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"path"
 	"strconv"
 	"strings"
 
@@ -25,11 +27,29 @@ func FS(cfg *Config) (fs.FS, error) {
 	if err != nil {
 		return nil, fmt.Errorf("migrations: files: %w", err)
 	}
-	sub, err := fs.Sub(embedded, "sql")
+	names, err := fs.Glob(embedded, "sql/*.sql")
 	if err != nil {
 		return nil, err
 	}
-	return schemaFS{FS: sub, schema: schema}, nil
+	var archive bytes.Buffer // a zip archive is the standard library's fs.FS in memory
+	w := zip.NewWriter(&archive)
+	for _, name := range names {
+		text, err := embedded.ReadFile(name)
+		if err != nil {
+			return nil, err
+		}
+		f, err := w.Create(path.Base(name))
+		if err != nil {
+			return nil, err
+		}
+		if _, err := f.Write([]byte(pg.In(schema, string(text)))); err != nil {
+			return nil, err
+		}
+	}
+	if err := w.Close(); err != nil {
+		return nil, err
+	}
+	return zip.NewReader(bytes.NewReader(archive.Bytes()), int64(archive.Len()))
 }
 
 // Script is the whole schema as one plain SQL text, in a transaction of its own, for
@@ -60,7 +80,8 @@ func Script(cfg *Config) (string, error) {
 //	}}, nil)
 //
 // When a new release of the library brings migrations, add another such step. It never
-// commits; it holds the migration lock until the transaction ends.
+// commits; it holds the migration lock until the transaction ends. The transaction must be READ
+// COMMITTED, so that it sees what another process did while it waited for the lock.
 func UpTx(ctx context.Context, tx *sql.Tx, cfg *Config) error {
 	schema, err := cfg.schema()
 	if err != nil {
@@ -68,6 +89,13 @@ func UpTx(ctx context.Context, tx *sql.Tx, cfg *Config) error {
 	}
 	if tx == nil {
 		return errors.New("migrations: up: nil *sql.Tx")
+	}
+	var level string
+	if err := tx.QueryRowContext(ctx, sqlIsolation).Scan(&level); err != nil {
+		return fmt.Errorf("migrations: up: %w", err)
+	}
+	if level != "read committed" && level != "read uncommitted" {
+		return fmt.Errorf("migrations: up: the transaction is %s: begin it with READ COMMITTED", level)
 	}
 	if err := createSchema(ctx, tx, schema); err != nil {
 		return fmt.Errorf("migrations: up: %w", err)
@@ -101,12 +129,12 @@ func load(schema string) ([]file, error) {
 		return nil, err
 	}
 	files := make([]file, 0, len(names))
-	for _, path := range names {
-		text, err := embedded.ReadFile(path)
+	for _, full := range names {
+		text, err := embedded.ReadFile(full)
 		if err != nil {
 			return nil, err
 		}
-		name := strings.TrimPrefix(path, "sql/")
+		name := path.Base(full)
 		number, _, _ := strings.Cut(name, "_")
 		version, err := strconv.Atoi(number)
 		if err != nil {
@@ -118,43 +146,3 @@ func load(schema string) ([]file, error) {
 	}
 	return files, nil
 }
-
-// schemaFS is an fs.FS whose files name another schema.
-type schemaFS struct {
-	fs.FS
-	schema string
-}
-
-func (s schemaFS) Open(name string) (fs.File, error) {
-	f, err := s.FS.Open(name)
-	if err != nil {
-		return nil, err
-	}
-	info, err := f.Stat()
-	if err != nil || info.IsDir() {
-		return f, err
-	}
-	defer func() { _ = f.Close() }()
-	text, err := fs.ReadFile(s.FS, name)
-	if err != nil {
-		return nil, err
-	}
-	text = []byte(pg.In(s.schema, string(text)))
-	return &memFile{Reader: bytes.NewReader(text), info: memInfo{info, int64(len(text))}}, nil
-}
-
-// memFile is a read-only file whose content is in memory.
-type memFile struct {
-	*bytes.Reader
-	info memInfo
-}
-
-func (m *memFile) Stat() (fs.FileInfo, error) { return m.info, nil }
-func (*memFile) Close() error                 { return nil }
-
-type memInfo struct {
-	fs.FileInfo
-	size int64
-}
-
-func (i memInfo) Size() int64 { return i.size }

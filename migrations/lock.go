@@ -58,27 +58,48 @@ func prepare(ctx context.Context, db *sql.DB, schema, table string) error {
 			return err
 		}
 		var tracked bool
-		if err := tx.QueryRowContext(ctx, sqlTableExists, schema, "goose_db_version").Scan(&tracked); err != nil || tracked {
+		if err := tx.QueryRowContext(ctx, sqlTableExists, schema, "goose_db_version").Scan(&tracked); err != nil {
 			return err
 		}
-		if err := store.CreateVersionTable(ctx, tx); err != nil {
-			return err
+		if !tracked {
+			if err := store.CreateVersionTable(ctx, tx); err != nil {
+				return err
+			}
+			if err := store.Insert(ctx, tx, database.InsertRequest{Version: 0}); err != nil {
+				return err
+			}
 		}
-		if err := store.Insert(ctx, tx, database.InsertRequest{Version: 0}); err != nil {
-			return err
-		}
-		return adopt(ctx, tx, schema, store)
+		return reconcile(ctx, tx, schema, store)
 	})
 }
 
-// adopt tells goose about migrations that came another way: UpTx or psql.
-func adopt(ctx context.Context, tx *sql.Tx, schema string, store database.Store) error {
+// reconcile makes goose's table say what the tables say of themselves. They differ when a
+// migration came, or went, another way: UpTx, files, or psql.
+func reconcile(ctx context.Context, tx *sql.Tx, schema string, store database.Store) error {
 	applied, err := appliedVersions(ctx, tx, schema)
 	if err != nil {
 		return err
 	}
+	listed, err := store.ListMigrations(ctx, tx)
+	if err != nil {
+		return err
+	}
+	known := map[int64]bool{0: true}
+	for _, m := range listed {
+		known[m.Version] = true
+	}
 	for _, m := range applied {
-		if err := store.Insert(ctx, tx, database.InsertRequest{Version: int64(m.Version)}); err != nil {
+		version := int64(m.Version)
+		if !known[version] {
+			if err := store.Insert(ctx, tx, database.InsertRequest{Version: version}); err != nil {
+				return err
+			}
+		}
+		delete(known, version)
+	}
+	delete(known, 0)
+	for version := range known {
+		if err := store.Delete(ctx, tx, version); err != nil {
 			return err
 		}
 	}
@@ -110,7 +131,8 @@ func createSchema(ctx context.Context, tx *sql.Tx, schema string) error {
 }
 
 func inTx(ctx context.Context, db *sql.DB, fn func(*sql.Tx) error) error {
-	tx, err := db.BeginTx(ctx, nil)
+	// Named, because the lock's wait has to come before the snapshot, whatever the role's default.
+	tx, err := db.BeginTx(ctx, &sql.TxOptions{Isolation: sql.LevelReadCommitted})
 	if err != nil {
 		return fmt.Errorf("%w: %w", pg.ErrUnavailable, err)
 	}

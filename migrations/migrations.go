@@ -95,6 +95,9 @@ func UpPool(ctx context.Context, pool *pgxpool.Pool, cfg *Config) ([]int, error)
 // Down takes back the newest migration and returns its number. It refuses with
 // [ErrHasRecords] when that would drop records, unless the Config says Force.
 func Down(ctx context.Context, db *sql.DB, cfg *Config) (int, error) {
+	if err := Validate(ctx, db, cfg); err != nil {
+		return 0, fmt.Errorf("migrations: down: nothing that this code could take back: %w", err)
+	}
 	done, err := withProvider(ctx, "down", db, cfg, func(p *goose.Provider) ([]*goose.MigrationResult, error) {
 		res, err := p.Down(ctx)
 		return []*goose.MigrationResult{res}, err

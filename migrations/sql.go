@@ -6,6 +6,9 @@ const (
 	sqlLock   = `SELECT pg_advisory_lock($1::bigint)`
 	sqlUnlock = `SELECT pg_advisory_unlock($1::bigint)`
 
+	// Above READ COMMITTED a transaction does not see what was committed while it waited.
+	sqlIsolation = `SELECT current_setting('transaction_isolation')`
+
 	// The same lock, held until the end of the transaction.
 	sqlLockTx = `SELECT pg_advisory_xact_lock($1::bigint)`
 

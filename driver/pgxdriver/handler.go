@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
@@ -27,19 +28,39 @@ var (
 // to the pool.
 type life struct {
 	mu           sync.RWMutex
-	over         bool
+	ended        atomic.Bool
 	largeObjects atomic.Bool
 }
 
-func (l *life) end() {
-	l.mu.Lock()
-	l.over = true
-	l.mu.Unlock()
+// end refuses every further use, and waits for one that is under way. It returns false
+// when that takes longer than limit.
+func (l *life) end(limit time.Duration) bool {
+	l.ended.Store(true)
+	if l.mu.TryLock() {
+		l.mu.Unlock()
+		return true
+	}
+	free := make(chan struct{})
+	go func() { // ends with the statement that it waits for
+		l.mu.Lock()
+		l.mu.Unlock() //nolint:staticcheck // having had the lock is what counts
+		close(free)
+	}()
+	timer := time.NewTimer(limit)
+	defer timer.Stop()
+	select {
+	case <-free:
+		return true
+	case <-timer.C:
+		return false
+	}
 }
+
+func (l *life) over() bool { return l.ended.Load() }
 
 func (l *life) use() (done func(), err error) {
 	l.mu.RLock()
-	if l.over {
+	if l.over() {
 		l.mu.RUnlock()
 		return nil, errOver
 	}

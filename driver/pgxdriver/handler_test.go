@@ -5,10 +5,16 @@ package pgxdriver_test
 import (
 	"context"
 	"errors"
+	"net"
+	"strconv"
+	"sync/atomic"
 	"testing"
+	"time"
 
 	"github.com/jackc/pgx/v5"
 	"github.com/pgonce/pgonce/driver/pgxdriver"
+	"github.com/pgonce/pgonce/idem"
+	"github.com/pgonce/pgonce/internal/pg"
 	"github.com/pgonce/pgonce/internal/pgtest"
 )
 
@@ -191,5 +197,133 @@ func TestEndWaitsForAStatementUnderWay(t *testing.T) {
 	}
 	if n := db.Int(t, `SELECT count(*) FROM effect`); n != 0 {
 		t.Errorf("%d effects after a rollback", n)
+	}
+}
+
+// ctx ends in the very moment the answer to BEGIN arrives: the func that closes the socket runs
+// beside the one that gives the connection up.
+func TestContextEndsAsBeginIsAnswered(t *testing.T) {
+	t.Parallel()
+	db := pgtest.New(t)
+	cfg := db.Config(t)
+	cfg.MaxConns = 1
+	var onRead atomic.Pointer[context.CancelFunc]
+	dial := cfg.ConnConfig.DialFunc
+	cfg.ConnConfig.DialFunc = func(ctx context.Context, network, addr string) (net.Conn, error) {
+		conn, err := dial(ctx, network, addr)
+		return &readHook{conn, &onRead}, err
+	}
+	d := pgxdriver.New(db.Open(t, cfg))
+	for range 200 {
+		ctx, cancel := context.WithCancel(t.Context())
+		tx, err := d.Begin(t.Context(), "") // a connection that is good and idle
+		if err != nil {
+			t.Fatal(err)
+		}
+		tx.Rollback(ctx)
+		onRead.Store(&cancel)
+		tx, err = d.Begin(ctx, "")
+		onRead.Store(nil)
+		if err == nil {
+			tx.Rollback(t.Context())
+		} else if !errors.Is(err, context.Canceled) {
+			t.Fatalf("got %v", err)
+		}
+		cancel()
+	}
+}
+
+type readHook struct {
+	net.Conn
+	hook *atomic.Pointer[context.CancelFunc]
+}
+
+func (c *readHook) Read(p []byte) (int, error) {
+	n, err := c.Conn.Read(p)
+	if hook := c.hook.Load(); hook != nil {
+		(*hook)()
+	}
+	return n, err
+}
+
+// A goroutine that outlived its handler and never lets go does not hold up the call for ever.
+func TestEndDoesNotWaitForEver(t *testing.T) {
+	t.Parallel()
+	db := pgtest.New(t)
+	db.Exec(t, `CREATE TABLE effect (name text)`)
+	cfg := db.Config(t)
+	cfg.MaxConns = 1
+	d := pgxdriver.New(db.Open(t, cfg))
+	ctx := pg.WithNetTimeout(t.Context(), 100*time.Millisecond)
+	for name, end := range map[string]func(pg.OwnedTx[pgx.Tx]) error{
+		"commit":   func(tx pg.OwnedTx[pgx.Tx]) error { return tx.Commit(ctx) },
+		"rollback": func(tx pg.OwnedTx[pgx.Tx]) error { tx.Rollback(ctx); return pg.ErrTxBusy },
+	} {
+		owned, err := d.Begin(ctx, "")
+		if err != nil {
+			t.Fatal(err)
+		}
+		inSource, letGo, done := make(chan struct{}), make(chan struct{}), make(chan struct{})
+		go func() {
+			defer close(done)
+			first := true
+			_, _ = owned.Handle().CopyFrom(context.Background(), pgx.Identifier{"effect"}, []string{"name"}, pgx.CopyFromFunc(func() ([]any, error) {
+				if first {
+					first = false
+					close(inSource)
+					<-letGo
+				}
+				return nil, nil
+			}))
+		}()
+		<-inSource
+		if err := end(owned); !errors.Is(err, pg.ErrTxBusy) {
+			t.Errorf("%s: got %v, want ErrTxBusy", name, err)
+		}
+		next, err := d.Begin(t.Context(), "") // the pool of one has room again
+		if err != nil {
+			t.Fatal(err)
+		}
+		next.Rollback(ctx)
+		close(letGo)
+		<-done
+	}
+}
+
+// A goroutine keeps using the transaction while its handler returns: it is waited for or refused, and
+// under the race detector nothing meets.
+func TestLeakedGoroutineRacesTheEnd(t *testing.T) {
+	t.Parallel()
+	db := pgtest.New(t)
+	db.Exec(t, `CREATE TABLE effect (name text)`)
+	keys, err := idem.New(pgxdriver.New(db.Pool(t)), nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	op := idem.Op{Name: "leak"}
+	for i := range 50 {
+		refused, started := make(chan struct{}), make(chan struct{})
+		_, err := idem.Do(t.Context(), keys, op.Key("m1", strconv.Itoa(i)), idem.NoFingerprint(), func(ctx context.Context, tx pgx.Tx) (int, error) {
+			go func() {
+				defer close(refused)
+				for n := 0; ; n++ {
+					if _, err := tx.Exec(context.WithoutCancel(ctx), `SELECT 1`); err != nil {
+						return
+					}
+					if n == 0 {
+						close(started)
+					}
+				}
+			}()
+			<-started
+			if i%2 == 0 {
+				return 0, errors.New("failed")
+			}
+			return 0, nil
+		})
+		<-refused
+		if i%2 == 1 && err != nil {
+			t.Fatal(err)
+		}
 	}
 }

@@ -97,8 +97,15 @@ func (q poolQuerier) Run(ctx context.Context, s pg.Stmt) error {
 	if err != nil {
 		return err
 	}
-	defer conn.Release()
-	return run(ctx, conn, s)
+	tctx, cancel := context.WithTimeout(ctx, pg.NetTimeout(ctx))
+	defer cancel()
+	err = run(tctx, conn, s)
+	if conn.Conn().IsClosed() {
+		discard(ctx, conn)
+		return err
+	}
+	conn.Release()
+	return err
 }
 
 func (q poolQuerier) Query(ctx context.Context, sql string, args ...any) iter.Seq2[pg.Scan, error] {

@@ -23,6 +23,25 @@ type ownedTx struct {
 // awaited, the socket is closed, with no cancel request that could reach a
 // transaction of somebody else behind a pooler.
 func (d *Driver) Begin(ctx context.Context, level pg.Isolation, first ...pg.Stmt) (pg.OwnedTx[pgx.Tx], error) {
+	tctx, cancel := pg.TripContext(ctx)
+	defer cancel()
+	for n := 1; ; n++ {
+		o, err := d.begin(ctx, tctx, level, first)
+		if err == nil {
+			return o, nil
+		}
+		if n == staleConns || !errors.Is(err, pg.ErrTxLost) || tctx.Err() != nil {
+			return nil, err
+		}
+	}
+}
+
+// staleConns bounds how many dead connections of the pool one Begin works through. After a
+// restart of the server all idle ones are dead, and pgx tests only those that were idle for long.
+const staleConns = 100
+
+// begin is one attempt on one connection. ctx bounds the wait for it, tctx the trip.
+func (d *Driver) begin(ctx, tctx context.Context, level pg.Isolation, first []pg.Stmt) (*ownedTx, error) {
 	if level == "" {
 		level = pg.ReadCommitted
 	}
@@ -30,9 +49,8 @@ func (d *Driver) Begin(ctx context.Context, level pg.Isolation, first ...pg.Stmt
 	if err != nil {
 		return nil, err
 	}
-	tctx, cancel := pg.TripContext(ctx)
-	defer cancel()
-	giveUp := context.AfterFunc(ctx, func() { closeNow(conn.Conn()) })
+	socket := conn.Conn().PgConn().Conn() // taken now: conn may be given up while the next line's func runs
+	giveUp := context.AfterFunc(ctx, func() { _ = socket.Close() })
 
 	var b pgx.Batch
 	b.BeginTx(pgx.TxOptions{IsoLevel: pgx.TxIsoLevel(level)})
@@ -48,21 +66,51 @@ func (d *Driver) Begin(ctx context.Context, level pg.Isolation, first ...pg.Stmt
 	if err == nil {
 		return o, nil
 	}
+	lost := conn.Conn().IsClosed()
 	o.Rollback(ctx)
-	if err = mapError(err); pg.Rejected(err) || errors.Is(err, pg.ErrNoRow) {
-		return nil, err
+	if err = mapError(err); lost {
+		return nil, fmt.Errorf("%w: %w", pg.ErrTxLost, err)
 	}
-	return nil, fmt.Errorf("%w: %w", pg.ErrTxLost, err)
+	return nil, err
 }
 
 func (o *ownedTx) Handle() pgx.Tx { return o.handle }
 
-func (o *ownedTx) Status() pg.TxStatus { return pg.TxStatus(o.conn.Conn().PgConn().TxStatus()) }
+// Reclaim implements the seam. A statement of a goroutine that outlived its handler is
+// waited for, but not for ever: then its socket is closed under it.
+func (o *ownedTx) Reclaim(ctx context.Context) {
+	if o.handle.life.over() || o.conn == nil {
+		return
+	}
+	if o.handle.life.end(pg.NetTimeout(ctx)) {
+		return
+	}
+	closeNow(o.conn.Hijack()) // nothing else of it may be touched: the goroutine still does
+	o.conn = nil
+}
+
+func (o *ownedTx) Status() pg.TxStatus {
+	if o.conn == nil {
+		return pg.TxUnknown
+	}
+	return pg.TxStatus(o.conn.Conn().PgConn().TxStatus())
+}
+
+// Run implements the seam.
+func (o *ownedTx) Run(ctx context.Context, s pg.Stmt) error {
+	if o.conn == nil {
+		return pg.ErrTxLost
+	}
+	return o.txQuerier.Run(ctx, s)
+}
 
 // Commit implements the seam.
 func (o *ownedTx) Commit(ctx context.Context, last ...pg.Stmt) error {
-	o.handle.life.end()
+	o.Reclaim(ctx)
 	defer o.Rollback(ctx) // does nothing once the connection is gone
+	if o.conn == nil {
+		return pg.ErrTxBusy
+	}
 	switch pc := o.conn.Conn().PgConn(); {
 	case pc.IsClosed():
 		return pg.ErrTxLost
@@ -123,7 +171,7 @@ func (o *ownedTx) commitInTwo(ctx context.Context, last []pg.Stmt) error {
 // Rollback implements the seam. When it returns, either the server has answered
 // ROLLBACK, or the connection is closed and the server rolls back on its own.
 func (o *ownedTx) Rollback(ctx context.Context) {
-	o.handle.life.end()
+	o.Reclaim(ctx)
 	if o.conn == nil {
 		return
 	}
@@ -142,10 +190,7 @@ func (o *ownedTx) Rollback(ctx context.Context) {
 }
 
 // Abandon implements the seam.
-func (o *ownedTx) Abandon(ctx context.Context) {
-	o.handle.life.end()
-	go o.Rollback(ctx)
-}
+func (o *ownedTx) Abandon(ctx context.Context) { go o.Rollback(ctx) }
 
 func (o *ownedTx) release() {
 	o.conn.Release()
@@ -157,6 +202,9 @@ func (o *ownedTx) release() {
 func discard(ctx context.Context, conn *pgxpool.Conn) {
 	c := conn.Hijack()
 	closeNow(c)
+	if c.PgConn().IsBusy() {
+		return // somebody is reading from it, and will find it closed
+	}
 	tctx, cancel := pg.TripContext(ctx)
 	defer cancel()
 	_ = c.Close(tctx) // finds the socket closed, so it does not wait

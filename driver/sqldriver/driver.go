@@ -217,7 +217,9 @@ func (p poolQuerier) Run(ctx context.Context, s pg.Stmt) error {
 		return unavailable(p.db, ctx, err)
 	}
 	defer func() { _ = conn.Close() }()
-	return querier{conn}.Run(ctx, s)
+	tctx, cancel := context.WithTimeout(ctx, pg.NetTimeout(ctx))
+	defer cancel()
+	return querier{conn}.Run(tctx, s)
 }
 
 func (p poolQuerier) Query(ctx context.Context, sql string, args ...any) iter.Seq2[pg.Scan, error] {

@@ -9,7 +9,7 @@ import (
 	"strings"
 	"time"
 
-	"github.com/jackc/pgx/v5/pgconn"
+	"github.com/jackc/pgx/v5"
 	"github.com/pgonce/pgonce/internal/pg"
 )
 
@@ -25,8 +25,28 @@ type ownedTx[TX Tx] struct {
 	giveUp context.CancelFunc
 }
 
+// staleConns bounds how many dead connections of the pool one Begin works through. After a
+// restart of the server all idle ones are dead, and not every client library tests them.
+const staleConns = 100
+
 // Begin implements the seam.
 func (d *Driver[TX]) Begin(ctx context.Context, level pg.Isolation, first ...pg.Stmt) (pg.OwnedTx[TX], error) {
+	for n := 1; ; n++ {
+		tx, err := d.begin(ctx, level, first)
+		switch {
+		case err == nil:
+			return tx, nil
+		case errors.Is(err, pg.ErrUnavailable):
+			return nil, err
+		case ctx.Err() != nil:
+			return nil, context.Cause(ctx)
+		case n == staleConns || !errors.Is(err, sqldrv.ErrBadConn):
+			return nil, err
+		}
+	}
+}
+
+func (d *Driver[TX]) begin(ctx context.Context, level pg.Isolation, first []pg.Stmt) (*ownedTx[TX], error) {
 	conn, begin, err := d.connect(ctx)
 	if err != nil {
 		return nil, unavailable(d.db, ctx, err)
@@ -41,26 +61,26 @@ func (d *Driver[TX]) Begin(ctx context.Context, level pg.Isolation, first ...pg.
 		timer.Stop()
 		giveUp()
 		discard(conn)
-		return nil, beginError(ctx, mapError(err))
+		return nil, lost(mapError(err))
 	}
 	o := &ownedTx[TX]{querier: querier{tx}, conn: conn, tx: tx, giveUp: giveUp}
 	err = o.RunAll(tctx, first...)
 	if !stop() || !timer.Stop() {
 		o.Rollback(ctx)
-		return nil, beginError(ctx, errors.Join(err, context.Canceled))
+		return nil, fmt.Errorf("%w: no answer to BEGIN", pg.ErrTxLost)
 	}
-	if err != nil {
-		o.Rollback(ctx)
-		return nil, beginError(ctx, err)
+	if err == nil {
+		return o, nil
 	}
-	return o, nil
+	if alive := o.rollback(ctx); !alive {
+		err = lost(err)
+	}
+	return nil, err
 }
 
-func beginError(ctx context.Context, err error) error {
-	switch {
-	case ctx.Err() != nil:
-		return context.Cause(ctx)
-	case pg.Rejected(err), errors.Is(err, pg.ErrNoRow):
+// lost marks an error that came with the end of a connection.
+func lost(err error) error {
+	if pg.Rejected(err) {
 		return err
 	}
 	return fmt.Errorf("%w: %w", pg.ErrTxLost, err)
@@ -80,6 +100,9 @@ func isolation(level pg.Isolation) sql.IsolationLevel {
 // It is dead after Commit or Rollback, as database/sql has it.
 func (o *ownedTx[TX]) Handle() TX { return o.tx }
 
+// Reclaim has nothing to do: database/sql lets one statement in at a time.
+func (o *ownedTx[TX]) Reclaim(context.Context) {}
+
 // Status cannot be known here: *sql.Tx does not tell.
 func (o *ownedTx[TX]) Status() pg.TxStatus { return pg.TxUnknown }
 
@@ -94,29 +117,40 @@ func (o *ownedTx[TX]) Commit(ctx context.Context, last ...pg.Stmt) error {
 	timer := time.AfterFunc(pg.NetTimeout(ctx), o.giveUp)
 	err := o.tx.Commit()
 	timer.Stop()
-	if err == nil {
+	switch {
+	case err == nil:
 		o.release()
 		return nil
+	case errors.Is(err, pgx.ErrTxCommitRollback):
+		return fmt.Errorf("%w: %w", pg.ErrTxLost, err)
 	}
 	return pg.CommitError(mapError(err))
 }
 
+// busyTexts are how client libraries say that rows were left open. They have no type for it.
+var busyTexts = []string{"conn busy", "already a query being processed"}
+
 // lastError is the error of a statement before COMMIT. Whatever it is, COMMIT was
 // not sent.
 func lastError(err error) error {
-	switch {
-	case pg.Rejected(err), errors.Is(err, pg.ErrTxEnded):
+	if pg.Rejected(err) || errors.Is(err, pg.ErrTxEnded) {
 		return err
-	case pgconn.SafeToRetry(err) && strings.Contains(err.Error(), "conn busy"):
-		return fmt.Errorf("%w: %w", pg.ErrTxBusy, err)
 	}
-	return fmt.Errorf("%w: %w", pg.ErrTxLost, err)
+	for _, text := range busyTexts {
+		if strings.Contains(err.Error(), text) {
+			return fmt.Errorf("%w: %w", pg.ErrTxBusy, err)
+		}
+	}
+	return lost(err)
 }
 
 // Rollback implements the seam.
-func (o *ownedTx[TX]) Rollback(ctx context.Context) {
+func (o *ownedTx[TX]) Rollback(ctx context.Context) { o.rollback(ctx) }
+
+// rollback reports whether the connection was still good.
+func (o *ownedTx[TX]) rollback(ctx context.Context) (alive bool) {
 	if o.conn == nil {
-		return
+		return false
 	}
 	timer := time.AfterFunc(pg.NetTimeout(ctx), o.giveUp)
 	err := o.tx.Rollback()
@@ -125,9 +159,10 @@ func (o *ownedTx[TX]) Rollback(ctx context.Context) {
 		discard(o.conn)
 		o.conn = nil
 		o.giveUp()
-		return
+		return false
 	}
 	o.release()
+	return true
 }
 
 // Abandon implements the seam.

@@ -31,14 +31,15 @@ const (
 	CutAfterCommit // the server has committed, the client never hears of it
 	MuteBeforeCommit
 	MuteAfterCommit
+	MuteNext // at the client's next message
 )
 
 func (k Kind) String() string {
-	return [...]string{"none", "cut before COMMIT", "cut after COMMIT", "mute before COMMIT", "mute after COMMIT"}[k]
+	return [...]string{"none", "cut before COMMIT", "cut after COMMIT", "mute before COMMIT", "mute after COMMIT", "mute at the next message"}[k]
 }
 
 func (k Kind) beforeCommit() bool { return k == CutBeforeCommit || k == MuteBeforeCommit }
-func (k Kind) mute() bool         { return k == MuteBeforeCommit || k == MuteAfterCommit }
+func (k Kind) mute() bool         { return k == MuteBeforeCommit || k == MuteAfterCommit || k == MuteNext }
 
 // Proxy stands between clients and a server on a unix socket. It reads the messages that it
 // passes on, and so knows each connection by its backend's pid.
@@ -190,7 +191,7 @@ func (l *link) fromClient() error {
 		if l.silent() {
 			return errMuted
 		}
-		if commits := l.commits(msg); commits && l.kind().beforeCommit() {
+		if commits := l.commits(msg); commits && l.kind().beforeCommit() || l.kind() == MuteNext {
 			return l.strike()
 		}
 		if _, err := l.server.Write(msg); err != nil {
@@ -232,7 +233,7 @@ func (l *link) fromServer() error {
 		if l.silent() {
 			return errMuted
 		}
-		if kind := l.kind(); kind != None && !kind.beforeCommit() && msg[0] == 'C' && string(msg[5:]) == "COMMIT\x00" {
+		if kind := l.kind(); kind != None && kind != MuteNext && !kind.beforeCommit() && msg[0] == 'C' && string(msg[5:]) == "COMMIT\x00" {
 			return l.strike()
 		}
 		if _, err := l.client.Write(msg); err != nil {

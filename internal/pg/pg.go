@@ -56,7 +56,7 @@ type Stmt struct {
 type Scan func(dest ...any) error
 
 // Querier runs single statements. What it does outside a transaction may land on
-// any connection.
+// any connection, and has the network deadline to finish once it has one.
 type Querier interface {
 	Run(ctx context.Context, s Stmt) error
 	Query(ctx context.Context, sql string, args ...any) iter.Seq2[Scan, error]
@@ -132,6 +132,11 @@ type OwnedTx[TX any] interface {
 	// made from it. On pgx it also refuses Commit and Rollback; *sql.Tx cannot be
 	// wrapped, so there an early end is found out afterwards.
 	Handle() TX
+
+	// Reclaim ends the life of the handle, so that what follows cannot meet a goroutine
+	// that outlived its handler. It waits for a statement of such a one, up to the
+	// network deadline. Commit, Rollback and Abandon do the same first.
+	Reclaim(ctx context.Context)
 
 	// Status is the transaction's state after the last answer of the server.
 	Status() TxStatus

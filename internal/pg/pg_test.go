@@ -49,7 +49,7 @@ func TestSchemaNames(t *testing.T) {
 	t.Parallel()
 	for name, ok := range map[string]bool{
 		"pgonce": true, "_x1": true, strings.Repeat("x", 51): true,
-		"": false, "1x": false, "A": false, "a b": false, `a"`: false, "a.b": false, "ß": false, "a\n": false, strings.Repeat("x", 52): false,
+		"": false, "1x": false, "A": false, "a b": false, `a"`: false, "a.b": false, "ß": false, "a\n": false, "pg_x": false, "information_schema": false, strings.Repeat("x", 52): false,
 	} {
 		if err := pg.CheckSchemaName(name); (err == nil) != ok {
 			t.Errorf("%q: got %v", name, err)

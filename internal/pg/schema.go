@@ -35,7 +35,11 @@ type SchemaError struct {
 }
 
 func (e *SchemaError) Error() string {
-	return fmt.Sprintf("schema %q: %s; %s", e.Schema, e.Reason, e.Fix)
+	s := fmt.Sprintf("schema %q: %s; %s", e.Schema, e.Reason, e.Fix)
+	if e.Err != nil {
+		s += ": " + e.Err.Error()
+	}
+	return s
 }
 
 // Unwrap makes errors.Is find the sentinel as well as the cause.
@@ -48,11 +52,11 @@ func (e *SchemaError) Unwrap() []error {
 
 // CheckSchemaName refuses a name that could not stand unquoted in a migration.
 func CheckSchemaName(name string) error {
-	if !schemaName.MatchString(name) {
+	if !schemaName.MatchString(name) || strings.HasPrefix(name, "pg_") || name == "information_schema" {
 		return &SchemaError{
 			Schema: name, Want: SchemaVersion,
 			Reason: "not a usable schema name",
-			Fix:    "use lower-case letters, digits and underscores, at most 51, not starting with a digit",
+			Fix:    "use lower-case letters, digits and underscores, at most 51, not starting with a digit or pg_",
 		}
 	}
 	return nil

@@ -4,8 +4,6 @@ package pgtest
 
 import (
 	"context"
-	"fmt"
-	"os"
 
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgxpool"
@@ -39,7 +37,7 @@ func exampleDatabase(ctx context.Context) (url string, drop func(), err error) {
 		return "", nil, err
 	}
 	admin := srv.url
-	name := fmt.Sprintf("example%d_%d", os.Getpid(), serial.Add(1))
+	name := name("example")
 	template, err := templateFor(ctx, admin)
 	if err != nil {
 		return "", nil, err

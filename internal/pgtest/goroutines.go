@@ -7,8 +7,11 @@ import (
 	"context"
 	"runtime/pprof"
 	"strings"
+	"sync"
 	"testing"
 )
+
+var watching sync.Map // of testing.TB
 
 // watchGoroutines fails the test when goroutines that it started are still there
 // at its end.
@@ -18,9 +21,13 @@ import (
 // parallel, which a count of all goroutines could not.
 func watchGoroutines(t testing.TB) {
 	t.Helper()
+	if _, watched := watching.LoadOrStore(t, true); watched {
+		return // by the first database of this test, whose check comes after everything else
+	}
 	label := `"pgtest":"` + t.Name() + `"`
 	pprof.SetGoroutineLabels(pprof.WithLabels(context.Background(), pprof.Labels("pgtest", t.Name())))
 	t.Cleanup(func() {
+		watching.Delete(t)
 		var left []string
 		if until(t, func() bool {
 			left = goroutines(t, label)

@@ -14,6 +14,7 @@ import (
 	"database/sql"
 	"errors"
 	"fmt"
+	"math/rand/v2"
 	"net/url"
 	"os"
 	"strings"
@@ -64,7 +65,10 @@ var server = sync.OnceValues(func() (target, error) {
 	return target{url: s.URL("postgres"), local: s}, nil
 })
 
-var serial atomic.Int64
+var (
+	serial  atomic.Int64
+	process = rand.N(1 << 16) // pids repeat across containers
+)
 
 // New clones the migrated template into a database for this test. Call it first:
 // the goroutines that the test starts from here on are those it must end.
@@ -79,6 +83,11 @@ func NewEmpty(t testing.TB) *DB {
 	return create(t, false)
 }
 
+// name is for a database that no other process on the same server uses.
+func name(kind string) string {
+	return fmt.Sprintf("%s%d_%04x_%d", kind, os.Getpid(), process, serial.Add(1))
+}
+
 func create(t testing.TB, migrated bool) *DB {
 	t.Helper()
 	srv, err := server()
@@ -88,7 +97,7 @@ func create(t testing.TB, migrated bool) *DB {
 	must(t, err)
 	admin := srv.url
 	watchGoroutines(t)
-	db := &DB{Name: fmt.Sprintf("t%d_%d", os.Getpid(), serial.Add(1)), admin: admin}
+	db := &DB{Name: name("t"), admin: admin}
 	db.URL = withDatabase(t, admin, db.Name)
 	template := ""
 	if migrated {
