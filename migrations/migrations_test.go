@@ -7,9 +7,12 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
+	"os/exec"
+	"strconv"
 	"strings"
 	"sync"
 	"testing"
+	"testing/fstest"
 
 	"github.com/pgonce/pgonce/internal/pg"
 	"github.com/pgonce/pgonce/internal/pgtest"
@@ -37,35 +40,156 @@ func TestSchemaVersionIsTheNewestFile(t *testing.T) {
 	}
 }
 
+// TestMain lets the test binary play a process that migrates.
+func TestMain(m *testing.M) {
+	if url := os.Getenv("MIGRATE_URL"); url != "" {
+		std, err := sql.Open("pgx", url)
+		if err != nil {
+			panic(err)
+		}
+		std.SetMaxOpenConns(1)
+		applied, err := migrations.Up(context.Background(), std, nil)
+		if err != nil {
+			panic(err)
+		}
+		fmt.Println(len(applied))
+		return
+	}
+	os.Exit(m.Run())
+}
+
 func TestUpFromTwentyProcessesAtOnce(t *testing.T) {
 	t.Parallel()
-	db := pgtest.NewEmpty(t)
-	applied := make([][]int, 20)
-	errs := make([]error, 20)
-	var start, done sync.WaitGroup
-	start.Add(1)
-	for i := range applied {
-		std := db.SQL(t)
-		std.SetMaxOpenConns(1)
-		done.Go(func() {
-			start.Wait()
-			applied[i], errs[i] = migrations.Up(t.Context(), std, nil)
+	for _, level := range []string{"read committed", "repeatable read", "serializable"} {
+		t.Run(level, func(t *testing.T) {
+			t.Parallel()
+			db := pgtest.NewEmpty(t)
+			db.Exec(t, `ALTER DATABASE "`+db.Name+`" SET default_transaction_isolation = '`+level+`'`)
+			lock, err := db.Pool(t).Begin(t.Context()) // holds them all until they all are there
+			if err != nil {
+				t.Fatal(err)
+			}
+			if _, err := lock.Exec(t.Context(), `SELECT pg_advisory_xact_lock($1)`, migrations.LockID("pgonce")); err != nil {
+				t.Fatal(err)
+			}
+			var wg sync.WaitGroup
+			outputs := make([]string, 20)
+			for i := range outputs {
+				wg.Go(func() {
+					child := exec.Command(os.Args[0])
+					child.Env = append(os.Environ(), "MIGRATE_URL="+db.URL)
+					out, err := child.CombinedOutput()
+					if err != nil {
+						t.Errorf("process %d: %v\n%s", i, err, out)
+					}
+					outputs[i] = strings.TrimSpace(string(out))
+				})
+			}
+			pgtest.Eventually(t, "twenty processes wait", func() bool {
+				return db.Int(t, `SELECT count(*) FROM pg_locks l JOIN pg_database d ON d.oid = l.database
+					WHERE d.datname = current_database() AND locktype = 'advisory' AND NOT granted`) == 20
+			})
+			if err := lock.Rollback(t.Context()); err != nil {
+				t.Fatal(err)
+			}
+			wg.Wait()
+			total := 0
+			for _, out := range outputs {
+				n, err := strconv.Atoi(out)
+				if err != nil {
+					t.Error(err)
+				}
+				total += n
+			}
+			if total != pg.SchemaVersion {
+				t.Errorf("%d migrations were applied, want each of %d once: %v", total, pg.SchemaVersion, outputs)
+			}
+			if err := migrations.Validate(t.Context(), db.SQL(t), nil); err != nil {
+				t.Error(err)
+			}
 		})
 	}
-	start.Done()
-	done.Wait()
-	if err := errors.Join(errs...); err != nil {
+}
+
+// Up and Down may be mixed with the other ways in, in any order.
+func TestWaysCanBeMixed(t *testing.T) {
+	t.Parallel()
+	steps := map[string]func(t *testing.T, db *pgtest.DB, std *sql.DB) error{
+		"Up": func(t *testing.T, _ *pgtest.DB, std *sql.DB) error {
+			t.Helper()
+			_, err := migrations.Up(t.Context(), std, nil)
+			return err
+		},
+		"Down": func(t *testing.T, _ *pgtest.DB, std *sql.DB) error {
+			t.Helper()
+			_, err := migrations.Down(t.Context(), std, nil)
+			return err
+		},
+		"UpTx": func(t *testing.T, _ *pgtest.DB, std *sql.DB) error {
+			t.Helper()
+			tx, err := std.BeginTx(t.Context(), nil)
+			if err != nil {
+				return err
+			}
+			return errors.Join(migrations.UpTx(t.Context(), tx, nil), tx.Commit())
+		},
+		"drop": func(t *testing.T, db *pgtest.DB, _ *sql.DB) error {
+			t.Helper()
+			db.Exec(t, `DROP TABLE pgonce.idem_record, pgonce.schema_version`)
+			return nil
+		},
+	}
+	for _, order := range []string{"Up Down UpTx Up Down Up", "Up drop Up", "UpTx Up Down UpTx Down Up", "Up drop UpTx Up Down Up"} {
+		t.Run(order, func(t *testing.T) {
+			t.Parallel()
+			db := pgtest.NewEmpty(t)
+			std := db.SQL(t)
+			for i, step := range strings.Fields(order) {
+				if err := steps[step](t, db, std); err != nil {
+					t.Fatalf("step %d, %s: %v", i+1, step, err)
+				}
+			}
+			if err := migrations.Validate(t.Context(), std, nil); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+}
+
+func TestUpTxRefusesAnOldSnapshot(t *testing.T) {
+	t.Parallel()
+	std := pgtest.NewEmpty(t).SQL(t)
+	tx, err := std.BeginTx(t.Context(), &sql.TxOptions{Isolation: sql.LevelRepeatableRead})
+	if err != nil {
 		t.Fatal(err)
 	}
-	total := 0
-	for _, a := range applied {
-		total += len(a)
+	defer func() { _ = tx.Rollback() }()
+	if err := migrations.UpTx(t.Context(), tx, nil); err == nil || !strings.Contains(err.Error(), "READ COMMITTED") {
+		t.Errorf("got %v", err)
 	}
-	if total != pg.SchemaVersion {
-		t.Errorf("%d migrations were applied, want each of %d once: %v", total, pg.SchemaVersion, applied)
+}
+
+func TestDownOfNothing(t *testing.T) {
+	t.Parallel()
+	db := pgtest.NewEmpty(t)
+	if _, err := migrations.Down(t.Context(), db.SQL(t), nil); !errors.Is(err, migrations.ErrSchema) {
+		t.Errorf("got %v, want ErrSchema", err)
 	}
-	if err := migrations.Validate(t.Context(), db.SQL(t), nil); err != nil {
-		t.Error(err)
+	if n := db.Int(t, `SELECT count(*) FROM pg_namespace WHERE nspname = 'pgonce'`); n != 0 {
+		t.Error("Down has created the schema")
+	}
+}
+
+func TestFSIsAFileSystem(t *testing.T) {
+	t.Parallel()
+	for _, schema := range []string{"", "billing_once"} {
+		files, err := migrations.FS(&migrations.Config{Schema: schema})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := fstest.TestFS(files, "00001_idem.sql"); err != nil {
+			t.Error(err)
+		}
 	}
 }
 

@@ -3,6 +3,8 @@
 bin=$1 dir=$2
 shift 2
 umask 077
+trap '' PIPE # whoever reads our stderr may be gone
+mkdir "$dir" || exit 1
 "$bin/initdb" --no-sync --auth=trust --username=postgres --encoding=UTF8 --no-locale -D "$dir/data" >"$dir/log" 2>&1 || {
 	cat "$dir/log" >&2
 	rm -rf "$dir"
@@ -12,10 +14,12 @@ umask 077
 server=$!
 {
 	read -r _ <&3
-	kill -QUIT "$server"
+	# A background job of a shell begins with SIGQUIT ignored, until the server has set its own
+	# handler. So one signal may be lost, and is sent until the server is gone.
+	while kill -QUIT "$server"; do sleep 0.1; done
 } 2>/dev/null &
 watcher=$!
 wait "$server"
 kill "$watcher" 2>/dev/null
-tail -n 20 "$dir/log" >&2
+tail -n 20 "$dir/log" >&2 2>/dev/null
 rm -rf "$dir"

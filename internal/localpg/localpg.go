@@ -13,6 +13,7 @@ package localpg
 import (
 	"bytes"
 	"context"
+	"crypto/rand"
 	_ "embed"
 	"errors"
 	"fmt"
@@ -38,6 +39,10 @@ type Config struct {
 	// that kill the server. The default is a RAM disk, where there is one, and
 	// fsync off.
 	Durable bool
+
+	// Dir is where the server's folder is made. It has to be short, for there is a socket in
+	// it, and writable for the server's user. Defaults to a RAM disk or /tmp, by Durable.
+	Dir string
 
 	// Settings are passed to the server, after the defaults.
 	Settings map[string]string
@@ -70,13 +75,8 @@ func Start(cfg *Config) (*Server, error) {
 	if err != nil {
 		return nil, err
 	}
-	dir, err := makeDir(cfg.Durable, cred)
-	if err != nil {
-		return nil, err
-	}
-	s := &Server{dir: dir, done: make(chan struct{})}
+	s := &Server{dir: newDir(cfg), done: make(chan struct{})}
 	if err := s.launch(bin, cred, cfg); err != nil {
-		_ = os.RemoveAll(dir)
 		return nil, err
 	}
 	if err := s.awaitReady(); err != nil {
@@ -226,22 +226,22 @@ func serverUser() (*syscall.Credential, error) {
 	return nil, errors.New(`localpg: running as root, and there is neither a user "postgres" nor "nobody" to run the server as`)
 }
 
-// makeDir makes the server's folder, with a name short enough for a socket in it.
-func makeDir(durable bool, cred *syscall.Credential) (string, error) {
+// roomy reports a folder with room for a cluster and its WAL. Containers often have a RAM disk of
+// 64 MB, which has not.
+func roomy(dir string) bool {
+	var fs syscall.Statfs_t
+	const enough = 2 << 30
+	return syscall.Statfs(dir, &fs) == nil && uint64(fs.Bavail)*uint64(fs.Bsize) >= enough //nolint:gosec,unconvert,nolintlint // types differ by platform
+}
+
+// newDir is a name for the server's folder, short enough for a socket in it. The guard makes the
+// folder, so that there is none without somebody to remove it.
+func newDir(cfg *Config) string {
 	base := "/tmp"
-	if info, err := os.Stat("/dev/shm"); err == nil && info.IsDir() && !durable {
+	if cfg.Dir != "" {
+		base = cfg.Dir
+	} else if !cfg.Durable && roomy("/dev/shm") {
 		base = "/dev/shm"
 	}
-	dir, err := os.MkdirTemp(base, "pgonce-")
-	if err != nil {
-		return "", fmt.Errorf("localpg: %w", err)
-	}
-	if cred == nil {
-		return dir, nil
-	}
-	if err := os.Chown(dir, int(cred.Uid), int(cred.Gid)); err != nil {
-		_ = os.Remove(dir)
-		return "", fmt.Errorf("localpg: %w", err)
-	}
-	return dir, nil
+	return filepath.Join(base, "pgonce-"+strings.ToLower(rand.Text()[:12]))
 }

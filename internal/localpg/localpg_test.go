@@ -6,6 +6,7 @@ import (
 	"errors"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"strings"
 	"testing"
 	"time"
@@ -16,8 +17,8 @@ import (
 
 // TestMain lets the test binary play the process that is killed.
 func TestMain(m *testing.M) {
-	if os.Getenv("LOCALPG_CHILD") == "1" {
-		s, err := localpg.Start(nil)
+	if dir := os.Getenv("LOCALPG_CHILD"); dir != "" {
+		s, err := localpg.Start(&localpg.Config{Dir: dir})
 		if err != nil {
 			panic(err)
 		}
@@ -27,10 +28,40 @@ func TestMain(m *testing.M) {
 	os.Exit(m.Run())
 }
 
+// Whenever the process is killed, nothing is left of its server: neither folder nor process.
 func TestServerDiesWithASIGKILLedProcess(t *testing.T) {
 	t.Parallel()
+	for name, reached := range map[string]func(dir string) bool{
+		"as its folder appears":     func(dir string) bool { return len(glob(t, dir, "pgonce-*")) == 1 },
+		"in initdb":                 func(dir string) bool { return len(glob(t, dir, "pgonce-*/data/PG_VERSION")) == 1 },
+		"as initdb ends":            func(dir string) bool { return len(glob(t, dir, "pgonce-*/data/base/5")) == 1 },
+		"as the server starts":      func(dir string) bool { return len(glob(t, dir, "pgonce-*/data/postmaster.pid")) == 1 },
+		"as the server's socket is": func(dir string) bool { return len(glob(t, dir, "pgonce-*/.s.PGSQL.5432")) == 1 },
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			dir := shortDir(t)
+			child := exec.Command(os.Args[0])
+			child.Env = append(os.Environ(), "LOCALPG_CHILD="+dir)
+			if err := child.Start(); err != nil {
+				t.Fatal(err)
+			}
+			eventually(t, name, func() bool { return reached(dir) })
+			if err := child.Process.Kill(); err != nil {
+				t.Fatal(err)
+			}
+			_ = child.Wait() // "signal: killed"
+			eventually(t, "the folder is gone", func() bool { return len(glob(t, dir, "*")) == 0 })
+			eventually(t, "no process works there", func() bool { return len(processesIn(t, dir)) == 0 })
+		})
+	}
+}
+
+func TestServerDiesWithASIGKILLedProcessInUse(t *testing.T) {
+	t.Parallel()
+	dir := shortDir(t)
 	child := exec.Command(os.Args[0])
-	child.Env = append(os.Environ(), "LOCALPG_CHILD=1")
+	child.Env = append(os.Environ(), "LOCALPG_CHILD="+dir)
 	stderr, err := child.StderrPipe()
 	if err != nil {
 		t.Fatal(err)
@@ -42,26 +73,55 @@ func TestServerDiesWithASIGKILLedProcess(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	url = strings.TrimSpace(url)
-	conn, err := pgx.Connect(t.Context(), url)
+	conn, err := pgx.Connect(t.Context(), strings.TrimSpace(url))
 	if err != nil {
 		t.Fatalf("the server of the child does not answer: %v", err)
 	}
 	defer func() { _ = conn.Close(context.Background()) }()
-	dir := conn.Config().Host
-
 	if err := child.Process.Kill(); err != nil {
 		t.Fatal(err)
 	}
 	_ = child.Wait() // "signal: killed"
-
-	eventually(t, "the server's folder is gone", func() bool {
-		_, err := os.Stat(dir)
-		return errors.Is(err, os.ErrNotExist)
-	})
-	if _, err := pgx.Connect(t.Context(), url); err == nil {
+	eventually(t, "the folder is gone", func() bool { return len(glob(t, dir, "*")) == 0 })
+	if err := conn.Ping(t.Context()); err == nil {
 		t.Error("the server still answers after its owner was killed")
 	}
+}
+
+// shortDir is a folder that the server's user may enter, with a name short enough for a socket.
+func shortDir(t *testing.T) string {
+	t.Helper()
+	dir, err := os.MkdirTemp("/tmp", "lpg")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = os.RemoveAll(dir) })
+	if err := os.Chmod(dir, 0o777); err != nil {
+		t.Fatal(err)
+	}
+	return dir
+}
+
+func glob(t *testing.T, dir, pattern string) []string {
+	t.Helper()
+	found, err := filepath.Glob(filepath.Join(dir, pattern))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return found
+}
+
+// processesIn are the processes whose command line names dir. Where there is no /proc, none are
+// found, and the folder's end has to do.
+func processesIn(t *testing.T, dir string) (pids []string) {
+	t.Helper()
+	for _, file := range glob(t, "/proc", "[0-9]*/cmdline") {
+		line, err := os.ReadFile(file)
+		if err == nil && strings.Contains(string(line), dir+"/") {
+			pids = append(pids, file)
+		}
+	}
+	return pids
 }
 
 func TestStartReportsWhatTheServerSaid(t *testing.T) {

@@ -15,7 +15,14 @@ import (
 
 func TestNewIsMigratedAndAlone(t *testing.T) {
 	t.Parallel()
-	a, b := pgtest.New(t), pgtest.New(t)
+	a := pgtest.New(t)
+	if err := a.Pool(t).Ping(t.Context()); err != nil { // still open when b's checks run
+		t.Fatal(err)
+	}
+	b := pgtest.New(t)
+	if err := b.Pool(t).Ping(t.Context()); err != nil {
+		t.Fatal(err)
+	}
 	a.Exec(t, `INSERT INTO pgonce.schema_version (version, min_code) VALUES (99, 1)`)
 	if n := b.Int(t, `SELECT count(*) FROM pgonce.schema_version WHERE version = 99`); n != 0 {
 		t.Errorf("a row written to one test's database shows up in another's")
