@@ -29,10 +29,11 @@
 //
 //   - The process dies in the handler: the server rolls back, the key is free within a
 //     second. If its host vanishes, after [Op.MaxHandler].
-//   - The connection dies in the handler: the same, and Do reports [ErrUnavailable] or
-//     what the handler made of it.
-//   - The answer to COMMIT is lost: [ErrUnknownOutcome]. Calling again with the same
-//     key finds the record, or executes.
+//   - The connection dies in the handler: the same, and Do returns what the handler made
+//     of it, or runs it again if it made nothing of it.
+//   - The answer to COMMIT is lost: Do finds out what became of it on another connection,
+//     and runs the handler again if it was rolled back. If it cannot find out,
+//     [ErrUnknownOutcome]: calling again with the same key is safe.
 //   - The handler fails or panics: everything is rolled back, nothing is stored.
 //   - The handler ends its transaction: [ErrTxEnded], and the key is blocked if the
 //     effect may be durable.

@@ -26,7 +26,7 @@ var (
 	ErrExpired = errors.New("key was executed, its result is no longer kept")
 
 	// ErrUnknownOutcome means that nobody can say whether the effect was committed:
-	// the answer to COMMIT was lost, or an earlier handler ended its transaction by
+	// the answer to COMMIT was lost and the database stayed out of reach, or an earlier handler ended its transaction by
 	// itself. Calling again with the same key is safe: it finds the record, or
 	// executes, or says so again.
 	ErrUnknownOutcome = errors.New("outcome unknown")

@@ -29,6 +29,7 @@ var (
 type life struct {
 	mu           sync.RWMutex
 	ended        atomic.Bool
+	committed    atomic.Bool // by the handler, as the server has confirmed
 	largeObjects atomic.Bool
 }
 
@@ -155,7 +156,11 @@ func (h *handlerTx) Exec(ctx context.Context, sql string, args ...any) (pgconn.C
 		return pgconn.CommandTag{}, err
 	}
 	defer done()
-	return h.tx.Exec(ctx, sql, args...)
+	tag, err := h.tx.Exec(ctx, sql, args...)
+	if err == nil && tag.String() == "COMMIT" {
+		h.life.committed.Store(true)
+	}
+	return tag, err
 }
 
 func (h *handlerTx) Query(ctx context.Context, sql string, args ...any) (pgx.Rows, error) {

@@ -259,7 +259,7 @@ func TestEndDoesNotWaitForEver(t *testing.T) {
 		"commit":   func(tx pg.OwnedTx[pgx.Tx]) error { return tx.Commit(ctx) },
 		"rollback": func(tx pg.OwnedTx[pgx.Tx]) error { tx.Rollback(ctx); return pg.ErrTxBusy },
 	} {
-		owned, err := d.Begin(ctx, "")
+		owned, err := d.Begin(t.Context(), "")
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -284,7 +284,7 @@ func TestEndDoesNotWaitForEver(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		next.Rollback(ctx)
+		next.Rollback(t.Context())
 		close(letGo)
 		<-done
 	}

@@ -89,7 +89,12 @@ func (o *ownedTx) Reclaim(ctx context.Context) {
 	o.conn = nil
 }
 
+// Status implements the seam. A handler's own COMMIT is remembered: it may have begun another
+// transaction since, and broken that one.
 func (o *ownedTx) Status() pg.TxStatus {
+	if o.handle.life.committed.Load() {
+		return pg.TxIdle
+	}
 	if o.conn == nil {
 		return pg.TxUnknown
 	}
@@ -108,6 +113,9 @@ func (o *ownedTx) Run(ctx context.Context, s pg.Stmt) error {
 func (o *ownedTx) Commit(ctx context.Context, last ...pg.Stmt) error {
 	o.Reclaim(ctx)
 	defer o.Rollback(ctx) // does nothing once the connection is gone
+	if o.handle.life.committed.Load() {
+		return pg.ErrTxEnded
+	}
 	if o.conn == nil {
 		return pg.ErrTxBusy
 	}
