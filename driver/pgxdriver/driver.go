@@ -13,8 +13,8 @@ import (
 	"iter"
 
 	"github.com/jackc/pgx/v5"
-	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/jackc/pgx/v5/pgxpool"
+	"github.com/pgonce/pgonce/driver/internal/pgerr"
 	"github.com/pgonce/pgonce/internal/pg"
 )
 
@@ -85,19 +85,8 @@ func (s *session) Close(ctx context.Context) error {
 
 // mapError turns the server's answer into the seam's error type.
 func mapError(err error) error {
-	e, ok := errors.AsType[*pgconn.PgError](err)
-	if !ok {
-		return err
-	}
-	severity := e.SeverityUnlocalized
-	if severity == "" {
-		severity = e.Severity
-	}
-	return &pg.Error{
-		Code: e.Code, Fatal: pg.IsFatal(severity, e.Code),
-		Schema: e.SchemaName, Table: e.TableName, Column: e.ColumnName,
-		Constraint: e.ConstraintName, Detail: e.Detail, Err: err,
-	}
+	mapped, _ := pgerr.Map(err)
+	return mapped
 }
 
 // closeNow closes the socket without a farewell. pgx closes a broken connection

@@ -13,7 +13,7 @@ import (
 	"fmt"
 	"iter"
 
-	"github.com/jackc/pgx/v5/pgconn"
+	"github.com/pgonce/pgonce/driver/internal/pgerr"
 	"github.com/pgonce/pgonce/internal/pg"
 )
 
@@ -107,16 +107,8 @@ func mapError(err error) error {
 	if errors.Is(err, sql.ErrTxDone) {
 		return fmt.Errorf("%w: %w", pg.ErrTxEnded, err)
 	}
-	if e, ok := errors.AsType[*pgconn.PgError](err); ok {
-		severity := e.SeverityUnlocalized
-		if severity == "" {
-			severity = e.Severity
-		}
-		return &pg.Error{
-			Code: e.Code, Fatal: pg.IsFatal(severity, e.Code),
-			Schema: e.SchemaName, Table: e.TableName, Column: e.ColumnName,
-			Constraint: e.ConstraintName, Detail: e.Detail, Err: err,
-		}
+	if mapped, ok := pgerr.Map(err); ok {
+		return mapped
 	}
 	var e interface {
 		SQLState() string

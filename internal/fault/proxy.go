@@ -62,7 +62,7 @@ func New(t testing.TB, serverURL string) *Proxy {
 	if err != nil {
 		t.Fatal(err)
 	}
-	dir, err := os.MkdirTemp("/tmp", "fault-") // t.TempDir is too long for a socket
+	dir, err := os.MkdirTemp("/tmp", "fault-") //nolint:usetesting // t.TempDir is too long for a socket
 	if err != nil {
 		t.Fatal(err)
 	}

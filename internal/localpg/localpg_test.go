@@ -91,7 +91,7 @@ func TestServerDiesWithASIGKILLedProcessInUse(t *testing.T) {
 // shortDir is a folder that the server's user may enter, with a name short enough for a socket.
 func shortDir(t *testing.T) string {
 	t.Helper()
-	dir, err := os.MkdirTemp("/tmp", "lpg")
+	dir, err := os.MkdirTemp("/tmp", "lpg") //nolint:usetesting // t.TempDir is too long for a socket
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -75,8 +75,12 @@ func TestIsFatal(t *testing.T) {
 		severity, code string
 		want           bool
 	}{
-		{"FATAL", "XX000", true}, {"PANIC", "XX000", true}, {"ERROR", "23505", false},
-		{"FATAL (übersetzt)", "57P01", true}, {"FEHLER", "40001", false}, {"致命错误", "25P03", true},
+		{"FATAL", "XX000", true},
+		{"PANIC", "XX000", true},
+		{"ERROR", "23505", false},
+		{"FATAL (übersetzt)", "57P01", true},
+		{"FEHLER", "40001", false},
+		{"致命错误", "25P03", true},
 	} {
 		if got := pg.IsFatal(tc.severity, tc.code); got != tc.want {
 			t.Errorf("%s %s: got %t", tc.severity, tc.code, got)
