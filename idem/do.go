@@ -242,13 +242,14 @@ type guard struct {
 	start    time.Time // of the transaction
 	pid      int64     // of the server's process
 	readOnly bool
+	idleMS   int64 // how long the server lets the transaction be idle
 }
 
 func (c *call[TX]) guardStmt(g *guard) pg.Stmt {
 	return pg.Stmt{
 		SQL:  sqlGuard,
 		Args: []any{c.key.lock(c.store.cfg.Schema), (c.op.MaxHandler + serverGrace).Seconds(), c.server.checkInterval},
-		Dest: []any{&g.locked, &g.start, &g.pid, &g.readOnly, new(string), new(string)},
+		Dest: []any{&g.locked, &g.start, &g.pid, &g.readOnly, &g.idleMS, new(string)},
 	}
 }
 

@@ -15,8 +15,9 @@ type execution[TX any] struct {
 	tx    pg.OwnedTx[TX]
 	guard guard // what the transaction is called by the server, among others
 
-	attempt int64  // in the record: tells our own from somebody else's
-	xid     string // the transaction's number, on drivers that cannot keep a handler from ending it
+	began   time.Time // by our own clock, when the handler was called
+	attempt int64     // in the record: tells our own from somebody else's
+	xid     string    // the transaction's number, on drivers that cannot keep a handler from ending it
 }
 
 // run invokes the handler and commits what it did together with the record.
@@ -34,6 +35,7 @@ func (e *execution[TX]) run(ctx context.Context, fn handler[TX]) (record, error)
 			e.call.store.cfg.Logger.Error("idem: handler panicked", "key", e.call.key, "err", err)
 		}
 	}()
+	e.began = time.Now()
 	hctx, cancel := context.WithTimeoutCause(ctx, e.call.op.MaxHandler, ErrHandlerTimeout)
 	defer cancel()
 	result, err := fn(hctx, e.tx.Handle())
@@ -47,7 +49,17 @@ func (e *execution[TX]) run(ctx context.Context, fn handler[TX]) (record, error)
 	case e.tx.Status() == pg.TxFailed:
 		return record{}, e.undo(ctx, fmt.Errorf("%w: a statement in it failed", ErrTxUnusable))
 	}
-	return e.commit(ctx, result)
+	rec, err := e.commit(ctx, result)
+	if errors.Is(err, pg.ErrTxLost) && e.outlasted() {
+		err = fmt.Errorf("%w: rolled back by the server, which allows %d ms without a statement: %w", ErrHandlerTimeout, e.guard.idleMS, err)
+	}
+	return rec, err
+}
+
+// outlasted reports a handler that was at work for longer than the server lets a transaction be
+// idle. If the transaction was lost, that is why, and another run would lose it again.
+func (e *execution[TX]) outlasted() bool {
+	return time.Since(e.began) >= time.Duration(e.guard.idleMS)*time.Millisecond
 }
 
 // commit ends a run that went well, and sorts out one that only seemed to.

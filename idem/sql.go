@@ -12,8 +12,8 @@ const (
 	sqlGuard = `
 SELECT pg_try_advisory_xact_lock($1::bigint), now(), pg_backend_pid(),
        pg_is_in_recovery() OR current_setting('transaction_read_only') = 'on',
-       set_config('idle_in_transaction_session_timeout', (1000 * least($2::float8,
-           nullif(extract(epoch FROM current_setting('idle_in_transaction_session_timeout')::interval), 0)))::bigint::text, true),
+       (1000 * extract(epoch FROM set_config('idle_in_transaction_session_timeout', (1000 * least($2::float8,
+           nullif(extract(epoch FROM current_setting('idle_in_transaction_session_timeout')::interval), 0)))::bigint::text, true)::interval))::bigint,
        set_config('client_connection_check_interval', $3::text, true)`
 
 	// sqlProbeCheck asks whether the server's platform can look at its sockets; where it

@@ -23,14 +23,12 @@ type ownedTx struct {
 // awaited, the socket is closed, with no cancel request that could reach a
 // transaction of somebody else behind a pooler.
 func (d *Driver) Begin(ctx context.Context, level pg.Isolation, first ...pg.Stmt) (pg.OwnedTx[pgx.Tx], error) {
-	tctx, cancel := pg.TripContext(ctx)
-	defer cancel()
 	for n := 1; ; n++ {
-		o, err := d.begin(ctx, tctx, level, first)
+		o, err := d.begin(ctx, level, first)
 		if err == nil {
 			return o, nil
 		}
-		if n == staleConns || !errors.Is(err, pg.ErrTxLost) || tctx.Err() != nil {
+		if n == staleConns || !errors.Is(err, pg.ErrTxLost) {
 			return nil, err
 		}
 	}
@@ -40,8 +38,8 @@ func (d *Driver) Begin(ctx context.Context, level pg.Isolation, first ...pg.Stmt
 // restart of the server all idle ones are dead, and pgx tests only those that were idle for long.
 const staleConns = 100
 
-// begin is one attempt on one connection. ctx bounds the wait for it, tctx the trip.
-func (d *Driver) begin(ctx, tctx context.Context, level pg.Isolation, first []pg.Stmt) (*ownedTx, error) {
+// begin is one attempt on one connection.
+func (d *Driver) begin(ctx context.Context, level pg.Isolation, first []pg.Stmt) (*ownedTx, error) {
 	if level == "" {
 		level = pg.ReadCommitted
 	}
@@ -49,6 +47,8 @@ func (d *Driver) begin(ctx, tctx context.Context, level pg.Isolation, first []pg
 	if err != nil {
 		return nil, err
 	}
+	tctx, cancel := pg.TripContext(ctx) // begins with the trip, not with the wait for the connection
+	defer cancel()
 	socket := conn.Conn().PgConn().Conn() // taken now: conn may be given up while the next line's func runs
 	giveUp := context.AfterFunc(ctx, func() { _ = socket.Close() })
 
@@ -68,7 +68,10 @@ func (d *Driver) begin(ctx, tctx context.Context, level pg.Isolation, first []pg
 	}
 	lost := conn.Conn().IsClosed()
 	o.Rollback(ctx)
-	if err = mapError(err); lost {
+	switch err = mapError(err); {
+	case lost && tctx.Err() != nil:
+		return nil, fmt.Errorf("%w: no answer to BEGIN: %w", pg.ErrUnavailable, err)
+	case lost:
 		return nil, fmt.Errorf("%w: %w", pg.ErrTxLost, err)
 	}
 	return nil, err

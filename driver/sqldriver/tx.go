@@ -1,6 +1,7 @@
 package sqldriver
 
 import (
+	"cmp"
 	"context"
 	"database/sql"
 	sqldrv "database/sql/driver"
@@ -36,10 +37,6 @@ func (d *Driver[TX]) Begin(ctx context.Context, level pg.Isolation, first ...pg.
 		switch {
 		case err == nil:
 			return tx, nil
-		case errors.Is(err, pg.ErrUnavailable):
-			return nil, err
-		case ctx.Err() != nil:
-			return nil, context.Cause(ctx)
 		case n == staleConns || !errors.Is(err, sqldrv.ErrBadConn):
 			return nil, err
 		}
@@ -57,23 +54,31 @@ func (d *Driver[TX]) begin(ctx context.Context, level pg.Isolation, first []pg.S
 
 	tx, err := begin(tctx, &sql.TxOptions{Isolation: isolation(level)})
 	if err != nil {
-		stop()
-		timer.Stop()
+		canceled, silent := !stop(), !timer.Stop()
 		giveUp()
 		discard(conn)
+		switch {
+		case canceled:
+			return nil, context.Cause(ctx)
+		case silent:
+			return nil, fmt.Errorf("%w: no answer to BEGIN: %w", pg.ErrUnavailable, err)
+		}
 		return nil, lost(mapError(err))
 	}
 	o := &ownedTx[TX]{querier: querier{tx}, conn: conn, tx: tx, giveUp: giveUp}
 	err = o.RunAll(tctx, first...)
-	if !stop() || !timer.Stop() {
-		o.Rollback(ctx)
-		return nil, fmt.Errorf("%w: no answer to BEGIN", pg.ErrTxLost)
-	}
-	if err == nil {
+	canceled, silent := !stop(), !timer.Stop()
+	if err == nil && !canceled && !silent {
 		return o, nil
 	}
-	if alive := o.rollback(ctx); !alive {
-		err = lost(err)
+	alive := o.rollback(ctx)
+	switch {
+	case canceled:
+		return nil, context.Cause(ctx)
+	case silent:
+		return nil, fmt.Errorf("%w: no answer to BEGIN: %w", pg.ErrUnavailable, cmp.Or(err, context.DeadlineExceeded))
+	case !alive:
+		return nil, lost(err)
 	}
 	return nil, err
 }

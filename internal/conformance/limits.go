@@ -43,6 +43,27 @@ func idemMaxHandler[TX any](t *testing.T, c Client[TX]) {
 	b.records(0)
 }
 
+// A role allows less idleness than MaxHandler, and the handler more: the server ends its
+// transaction. The handler is not run again only to meet the same end.
+func idemStricterRole[TX any](t *testing.T, c Client[TX]) {
+	db := pgtest.New(t)
+	db.Exec(t, effects+fmt.Sprintf(`; ALTER DATABASE %q SET idle_in_transaction_session_timeout = '100ms'`, db.Name))
+	keys, err := idem.New(c.Open(t, db, 2), nil)
+	noErr(t, err)
+	b := &bench[TX]{c, t, db, keys}
+	runs := int64(0)
+	_, err = idem.Do(t.Context(), keys, refund.Key("m1", "r1"), idem.NoFingerprint(), func(ctx context.Context, tx TX) (string, error) {
+		runs++
+		noErr(t, b.Exec(ctx, tx, `INSERT INTO effect VALUES ('r1')`))
+		b.quiet() // until the server has had enough
+		return "late", nil
+	})
+	wantErr(t, err, idem.ErrHandlerTimeout)
+	wantInt(t, "runs", runs, 1)
+	b.effects(0)
+	b.records(0)
+}
+
 type sqlStateError string
 
 func (e sqlStateError) Error() string    { return "sqlstate " + string(e) }

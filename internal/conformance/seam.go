@@ -333,3 +333,22 @@ func seamSession[TX any](t *testing.T, c Client[TX]) {
 
 const locksHeld = `SELECT count(*) FROM pg_locks l JOIN pg_database d ON d.oid = l.database
 	WHERE locktype = 'advisory' AND d.datname = current_database()`
+
+// The network deadline is for the trip: waiting for a connection does not use it up.
+func seamLongWait[TX any](t *testing.T, c Client[TX]) {
+	d := c.Open(t, pgtest.New(t), 1)
+	holder := begin(t, d, "")
+	const deadline = 100 * time.Millisecond
+	ctx := pg.WithNetTimeout(t.Context(), deadline)
+	result := make(chan error, 1)
+	go func() {
+		tx, err := d.Begin(ctx, "")
+		if err == nil {
+			tx.Rollback(t.Context())
+		}
+		result <- err
+	}()
+	<-time.After(2 * deadline)
+	holder.Rollback(t.Context())
+	noErr(t, <-result)
+}

@@ -113,8 +113,8 @@ type Driver[TX any] interface {
 	// on pgx that is one round trip. The ctx bounds the wait for a connection and,
 	// when it ends before the server has answered, gives the connection up; it is
 	// not tied to the transaction afterwards. An error means that nothing is open and
-	// nothing has been done: the end of ctx, [ErrUnavailable] without a connection,
-	// [ErrTxLost] when it broke, a non-fatal [*Error] or [ErrNoRow].
+	// nothing has been done: the end of ctx, [ErrUnavailable] without a connection
+	// or an answer, [ErrTxLost] when it broke, a non-fatal [*Error] or [ErrNoRow].
 	Begin(ctx context.Context, level Isolation, first ...Stmt) (OwnedTx[TX], error)
 
 	// Session opens a connection of its own, for session advisory locks. It is
