@@ -150,7 +150,10 @@ func (c *call[TX]) do(ctx context.Context, run handler[TX]) (record, error) {
 	}
 	for n := 1; ; n++ {
 		rec, err := c.attempt(ctx, run)
-		if err == nil || n == maxAttempts || !c.store.worthAnother(err) {
+		// Who holds the key after a first attempt may be its own ghost: a backend takes a
+		// moment to notice that its client has closed the connection.
+		ghost := n > 1 && errors.Is(err, ErrInFlight)
+		if err == nil || n == maxAttempts || !ghost && !c.store.worthAnother(err) {
 			return rec, err
 		}
 		if pause(ctx, n) != nil {

@@ -29,13 +29,13 @@ stop() {
 	echo "setup: missing:$missing. $1" >&2
 	exit 1
 }
-[ "${PGONCE_NO_INSTALL:-}" != 1 ] || stop "PGONCE_NO_INSTALL=1 forbids installing; run: apt-get install -y$missing"
+[ "${PGONCE_NO_INSTALL:-}" != 1 ] || stop "PGONCE_NO_INSTALL=1 forbids installing; run: sudo scripts/setup.sh $*"
 if ! command -v apt-get >/dev/null; then
 	stop "There is no apt here. On macOS run: brew install postgresql@17 && xcode-select --install. Elsewhere install the Postgres server and a C compiler, or set PGONCE_PGBIN to a folder with initdb and postgres."
 fi
 sudo=""
 if [ "$(id -u)" != 0 ]; then
-	command -v sudo >/dev/null || stop "Neither root nor sudo; run as root: apt-get install -y$missing"
+	command -v sudo >/dev/null || stop "Neither root nor sudo; run as root: scripts/setup.sh $*"
 	sudo="sudo"
 fi
 

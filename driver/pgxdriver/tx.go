@@ -69,7 +69,7 @@ func (d *Driver) begin(ctx context.Context, level pg.Isolation, first []pg.Stmt)
 	lost := conn.Conn().IsClosed()
 	o.Rollback(ctx)
 	switch err = mapError(err); {
-	case lost && tctx.Err() != nil:
+	case tctx.Err() != nil && !pg.Rejected(err):
 		return nil, fmt.Errorf("%w: no answer to BEGIN: %w", pg.ErrUnavailable, err)
 	case lost:
 		return nil, fmt.Errorf("%w: %w", pg.ErrTxLost, err)

@@ -192,7 +192,7 @@ func Binaries() (string, error) {
 		}
 	}
 	if best == "" {
-		return "", fmt.Errorf("localpg: %w: apt-get install -y postgresql (Debian, Ubuntu) or brew install postgresql@17 (macOS), "+
+		return "", fmt.Errorf("localpg: %w: run scripts/setup.sh postgres (Debian, Ubuntu) or brew install postgresql@17 (macOS), "+
 			"or set PGONCE_PGBIN to a folder that holds initdb and postgres", ErrNoBinaries)
 	}
 	return best, nil

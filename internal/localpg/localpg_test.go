@@ -46,6 +46,7 @@ func TestServerDiesWithASIGKILLedProcess(t *testing.T) {
 			if err := child.Start(); err != nil {
 				t.Fatal(err)
 			}
+			t.Cleanup(func() { _ = child.Process.Kill() }) // should the test end before its time
 			eventually(t, name, func() bool { return reached(dir) })
 			if err := child.Process.Kill(); err != nil {
 				t.Fatal(err)
@@ -69,6 +70,7 @@ func TestServerDiesWithASIGKILLedProcessInUse(t *testing.T) {
 	if err := child.Start(); err != nil {
 		t.Fatal(err)
 	}
+	t.Cleanup(func() { _ = child.Process.Kill() })
 	url, err := bufio.NewReader(stderr).ReadString('\n')
 	if err != nil {
 		t.Fatal(err)
