@@ -60,18 +60,7 @@ func TestRoundTripsOnPgx(t *testing.T) {
 				}
 				return res
 			}
-			bare := func() {
-				tx, err := pool.Begin(t.Context())
-				if err == nil {
-					_, err = insertEffect(t.Context(), tx)
-				}
-				if err == nil {
-					err = tx.Commit(t.Context())
-				}
-				if err != nil {
-					t.Fatal(err)
-				}
-			}
+			bare := func() { bareTransaction(t, pool) }
 			do("warm-up") // checks the schema, prepares the statements
 			do("warm-up")
 			bare()
@@ -194,18 +183,7 @@ func TestWALAndGarbage(t *testing.T) {
 	hidden, clear := newStore(t, pool, &idem.Config{HideIDs: true}), newStore(t, pool, nil)
 	do(hidden, idem.Op{Name: "warm-up"})(0)
 
-	bare := walPerOp(t, pool, func(int) {
-		tx, err := pool.Begin(t.Context())
-		if err == nil {
-			_, err = insertEffect(t.Context(), tx)
-		}
-		if err == nil {
-			err = tx.Commit(t.Context())
-		}
-		if err != nil {
-			t.Fatal(err)
-		}
-	})
+	bare := walPerOp(t, pool, func(int) { bareTransaction(t, pool) })
 	newHidden := walPerOp(t, pool, do(hidden, idem.Op{Name: "refund.hidden"})) - bare
 	newClear := walPerOp(t, pool, do(clear, idem.Op{Name: "refund.create"})) - bare
 	xids := number(t, pool, `SELECT pg_snapshot_xmax(pg_current_snapshot())::text::bigint`)
@@ -226,6 +204,21 @@ func TestWALAndGarbage(t *testing.T) {
 		t.Errorf("repeats wrote WAL (%d, %d) or took xids (%d)", repeat, lookup, xids)
 	}
 	garbage(t, pool, 2*n)
+}
+
+// bareTransaction makes the effect without idempotency: what Do is measured against.
+func bareTransaction(t *testing.T, pool *pgxpool.Pool) {
+	t.Helper()
+	tx, err := pool.Begin(t.Context())
+	if err == nil {
+		_, err = insertEffect(t.Context(), tx)
+	}
+	if err == nil {
+		err = tx.Commit(t.Context())
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
 }
 
 // garbage checks that the table was only ever inserted into.

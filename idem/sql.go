@@ -1,7 +1,7 @@
 package idem
 
-// Every statement names its key, so each touches one row, and one shard where the
-// table is distributed by scope. All of them use the primary key's index.
+// Every statement on the table names one key, by the primary key's index. So it touches one row,
+// and one shard where the table is distributed by scope. The others touch no table of ours.
 const (
 	// sqlGuard takes the key's lock if it is free. Lock: one advisory, exclusive, until
 	// the transaction ends. It never waits.
@@ -74,7 +74,7 @@ WHERE a.pid = $1::bigint AND a.xact_start = $2::timestamptz
 	// its fate can be asked for when a handler has ended it.
 	sqlXID = `SELECT pg_current_xact_id()::text`
 
-	// sqlFate is what became of a transaction. NULL when it is too old to tell.
+	// sqlFate is what became of a transaction. Empty when it is too old to tell.
 	sqlFate = `SELECT coalesce(pg_xact_status($1::text::xid8), '')`
 
 	// sqlSameTx tells whether this is still the transaction that began at $1. Locks: none.
