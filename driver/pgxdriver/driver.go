@@ -38,6 +38,12 @@ func (d *Driver) Err() error {
 	return nil
 }
 
+// MaxConns implements the seam.
+func (d *Driver) MaxConns() int { return int(d.pool.Stat().MaxConns()) }
+
+// Pipelined implements the seam.
+func (d *Driver) Pipelined() bool { return true }
+
 // Pool implements the seam.
 func (d *Driver) Pool() pg.Querier { return poolQuerier{d.pool} }
 

@@ -62,6 +62,12 @@ func (d *Driver[TX]) Err() error {
 	return nil
 }
 
+// MaxConns implements the seam.
+func (d *Driver[TX]) MaxConns() int { return d.db.Stats().MaxOpenConnections }
+
+// Pipelined implements the seam.
+func (d *Driver[TX]) Pipelined() bool { return false }
+
 // Pool implements the seam.
 func (d *Driver[TX]) Pool() pg.Querier { return poolQuerier{d.db} }
 

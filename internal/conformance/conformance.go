@@ -32,10 +32,24 @@ type Client[TX any] struct {
 	Guarded bool
 }
 
-// Run runs the suite.
+// suites are the tests of one package, by the names that docs/guarantees.md uses.
+type suites[TX any] map[string]func(*testing.T, Client[TX])
+
+// Run runs every suite.
 func Run[TX any](t *testing.T, c Client[TX]) {
 	t.Helper()
-	suites := map[string]func(*testing.T, Client[TX]){
+	for _, suites := range []suites[TX]{seamSuites[TX](), idemSuites[TX]()} {
+		for name, suite := range suites {
+			t.Run(name, func(t *testing.T) {
+				t.Parallel()
+				suite(t, c)
+			})
+		}
+	}
+}
+
+func seamSuites[TX any]() suites[TX] {
+	return suites[TX]{
 		"seam/Values":             seamValues[TX],
 		"seam/NoRow":              seamNoRow[TX],
 		"seam/RunAllStops":        seamRunAllStops[TX],
@@ -51,41 +65,40 @@ func Run[TX any](t *testing.T, c Client[TX]) {
 		"seam/LongWait":           seamLongWait[TX],
 		"seam/QueryStopsEarly":    seamQueryStopsEarly[TX],
 		"seam/Session":            seamSession[TX],
-		"idem/NewAndRepeat":       idemNewAndRepeat[TX],
-		"idem/Mismatch":           idemMismatch[TX],
-		"idem/Separate":           idemSeparate[TX],
-		"idem/InFlight":           idemInFlight[TX],
-		"idem/Storm":              idemStorm[TX],
-		"idem/HandlerFails":       idemHandlerFails[TX],
-		"idem/HandlerPanics":      idemHandlerPanics[TX],
-		"idem/HandlerEnds":        idemHandlerEnds[TX],
-		"idem/HandlerEndsByVerb":  idemHandlerEndsByVerb[TX],
-		"idem/HandlerHidesEnd":    idemHandlerHidesEnd[TX],
-		"idem/BlockingFails":      idemBlockingFails[TX],
-		"idem/HandlerLeavesRole":  idemHandlerLeavesRole[TX],
-		"idem/FreshValue":         idemFreshValue[TX],
-		"idem/StaleConnections":   idemStaleConnections[TX],
-		"idem/StalePlan":          idemStalePlan[TX],
-		"idem/SilentNetwork":      idemSilentNetwork[TX],
-		"idem/HandlerSpoils":      idemHandlerSpoils[TX],
-		"idem/HandlerRetried":     idemHandlerRetried[TX],
-		"idem/MaxHandler":         idemMaxHandler[TX],
-		"idem/StricterRole":       idemStricterRole[TX],
-		"idem/HostVanishes":       idemHostVanishes[TX],
-		"idem/ServerLimits":       idemServerLimits[TX],
-		"idem/ContextEnds":        idemContextEnds[TX],
-		"idem/BackendKilled":      idemBackendKilled[TX],
-		"idem/CommitAnswerLost":   idemCommitAnswerLost[TX],
-		"idem/Expiry":             idemExpiry[TX],
-		"idem/ReadOnly":           idemReadOnly[TX],
-		"idem/Results":            idemResults[TX],
-		"idem/UserConstraint":     idemUserConstraint[TX],
 	}
-	for name, suite := range suites {
-		t.Run(name, func(t *testing.T) {
-			t.Parallel()
-			suite(t, c)
-		})
+}
+
+func idemSuites[TX any]() suites[TX] {
+	return suites[TX]{
+		"idem/NewAndRepeat":      idemNewAndRepeat[TX],
+		"idem/Mismatch":          idemMismatch[TX],
+		"idem/Separate":          idemSeparate[TX],
+		"idem/InFlight":          idemInFlight[TX],
+		"idem/Storm":             idemStorm[TX],
+		"idem/HandlerFails":      idemHandlerFails[TX],
+		"idem/HandlerPanics":     idemHandlerPanics[TX],
+		"idem/HandlerEnds":       idemHandlerEnds[TX],
+		"idem/HandlerEndsByVerb": idemHandlerEndsByVerb[TX],
+		"idem/HandlerHidesEnd":   idemHandlerHidesEnd[TX],
+		"idem/BlockingFails":     idemBlockingFails[TX],
+		"idem/HandlerLeavesRole": idemHandlerLeavesRole[TX],
+		"idem/FreshValue":        idemFreshValue[TX],
+		"idem/StaleConnections":  idemStaleConnections[TX],
+		"idem/StalePlan":         idemStalePlan[TX],
+		"idem/SilentNetwork":     idemSilentNetwork[TX],
+		"idem/HandlerSpoils":     idemHandlerSpoils[TX],
+		"idem/HandlerRetried":    idemHandlerRetried[TX],
+		"idem/MaxHandler":        idemMaxHandler[TX],
+		"idem/StricterRole":      idemStricterRole[TX],
+		"idem/HostVanishes":      idemHostVanishes[TX],
+		"idem/ServerLimits":      idemServerLimits[TX],
+		"idem/ContextEnds":       idemContextEnds[TX],
+		"idem/BackendKilled":     idemBackendKilled[TX],
+		"idem/CommitAnswerLost":  idemCommitAnswerLost[TX],
+		"idem/Expiry":            idemExpiry[TX],
+		"idem/ReadOnly":          idemReadOnly[TX],
+		"idem/Results":           idemResults[TX],
+		"idem/UserConstraint":    idemUserConstraint[TX],
 	}
 }
 

@@ -39,12 +39,13 @@ func TestREADMECodeIsATestedExample(t *testing.T) {
 }
 
 // Every test that a guarantee names exists, and every test of the conformance suite
-// about idem backs a guarantee.
+// about a package backs a guarantee.
 func TestGuaranteesNameExistingTests(t *testing.T) {
 	t.Parallel()
 	tests := testNames(t)
+	backs := regexp.MustCompile(`^(idem|machine)/`)
 	page := read(t, "docs/guarantees.md")
-	named := regexp.MustCompile("`(Test[A-Za-z0-9_]+|(?:idem|seam)/[A-Za-z]+)`").FindAllStringSubmatch(page, -1)
+	named := regexp.MustCompile("`(Test[A-Za-z0-9_]+|(?:idem|seam|machine)/[A-Za-z]+)`").FindAllStringSubmatch(page, -1)
 	if len(named) < 20 {
 		t.Fatalf("found only %d names", len(named))
 	}
@@ -54,7 +55,7 @@ func TestGuaranteesNameExistingTests(t *testing.T) {
 		}
 	}
 	for name := range tests {
-		if strings.HasPrefix(name, "idem/") && !strings.Contains(page, "`"+name+"`") {
+		if backs.MatchString(name) && !strings.Contains(page, "`"+name+"`") {
 			t.Errorf("%s is not in docs/guarantees.md", name)
 		}
 	}
@@ -65,12 +66,12 @@ func testNames(t *testing.T) map[string]bool {
 	t.Helper()
 	names := map[string]bool{}
 	function := regexp.MustCompile(`(?m)^func (Test[A-Za-z0-9_]+)\(t \*testing\.T\)`)
-	part := regexp.MustCompile(`(?m)^\s+"((?:idem|seam)/[A-Za-z]+)":`)
+	part := regexp.MustCompile(`(?m)^\s+"((?:idem|seam|machine)/[A-Za-z]+)":`)
 	walk(t, ".go", func(path string, text []byte) {
 		for _, m := range function.FindAllSubmatch(text, -1) {
 			names[string(m[1])] = true
 		}
-		if strings.HasSuffix(path, "internal/conformance/conformance.go") {
+		if strings.Contains(filepath.ToSlash(path), "internal/conformance/") {
 			for _, m := range part.FindAllSubmatch(text, -1) {
 				names[string(m[1])] = true
 			}

@@ -102,6 +102,12 @@ type Driver[TX any] interface {
 	// Err reports a driver that was built on nothing, such as a nil pool.
 	Err() error
 
+	// MaxConns is how many connections the pool may open; 0 is no limit.
+	MaxConns() int
+
+	// Pipelined says that several statements cost one round trip.
+	Pipelined() bool
+
 	// Pool runs statements outside any transaction.
 	Pool() Querier
 
