@@ -17,6 +17,23 @@ var (
 	// was done; asking again later gets their answer.
 	ErrInFlight = errors.New("key is in flight")
 
+	// ErrRefused means that the handler, now or in an earlier call, has refused the request for good
+	// ([Final]). The error is a [*RefusedError].
+	ErrRefused = errors.New("refused")
+
+	// ErrNested means that [Do] was called inside a handler. It would wait for other callers in a way that
+	// the database's deadlock detector cannot see, and need a second connection while it holds the
+	// first. Use [DoTx] with the handler's transaction.
+	ErrNested = errors.New("called inside a handler: use DoTx with its transaction")
+
+	// ErrReentrant means that a handler has executed its own key again. Everything was
+	// rolled back.
+	ErrReentrant = errors.New("key is already being executed by this very call")
+
+	// ErrRetryTx means that the caller's transaction lost a race: roll it back and repeat it as a
+	// whole. It comes from [DoTx] and [Store.SeenTx], above READ COMMITTED or after a deadlock.
+	ErrRetryTx = errors.New("transaction lost a race: roll it back and repeat it")
+
 	// ErrMismatch means that the key belongs to another request. The error is a
 	// [*MismatchError].
 	ErrMismatch = errors.New("key was used for another request")

@@ -12,6 +12,7 @@ import (
 // execution is one run of the handler, in the transaction that holds the key's lock.
 type execution[TX any] struct {
 	call  *call[TX]
+	turn  *turn
 	tx    pg.OwnedTx[TX]
 	guard guard // what the transaction is called by the server, among others
 
@@ -36,14 +37,24 @@ func (e *execution[TX]) run(ctx context.Context, fn handler[TX]) (record, error)
 		}
 	}()
 	e.began = time.Now()
-	hctx, cancel := context.WithTimeoutCause(ctx, e.call.op.MaxHandler, ErrHandlerTimeout)
+	inside, frame := e.call.inside(ctx)
+	defer frame.over.Store(true)
+	hctx, cancel := context.WithTimeoutCause(inside, e.call.op.MaxHandler, ErrHandlerTimeout)
 	defer cancel()
+	defer context.AfterFunc(hctx, func() {
+		if errors.Is(context.Cause(hctx), ErrHandlerTimeout) {
+			e.turn.pass() // a handler that hangs keeps nobody in memory: the server frees its key
+		}
+	})()
+	e.call.runs++
 	result, err := fn(hctx, e.tx.Handle())
 	returned = true
 	e.tx.Reclaim(ctx)
 	switch {
 	case errors.Is(context.Cause(hctx), ErrHandlerTimeout):
 		return record{}, e.undo(ctx, e.tooLate(err))
+	case isFinal(err):
+		return e.refuse(ctx, result, err)
 	case err != nil:
 		return record{}, e.undo(ctx, err)
 	case e.tx.Status() == pg.TxFailed:
@@ -64,20 +75,20 @@ func (e *execution[TX]) outlasted() bool {
 
 // commit ends a run that went well, and sorts out one that only seemed to.
 func (e *execution[TX]) commit(ctx context.Context, result []byte) (record, error) {
-	err := e.tx.Commit(ctx, e.insertStmt(result))
+	err := e.tx.Commit(ctx, e.call.insertStmt(e.attempt, stateDone, e.guard.start, result))
 	switch {
 	case err == nil:
-		return record{createdAt: e.guard.start, result: result}, nil
+		return e.call.ownRecord(e.attempt, stateDone, e.guard.start, result), nil
 	case errors.Is(err, pg.ErrTxEnded):
 		return record{}, e.settle(ctx, endedByVerb, nil)
 	case e.call.store.isEndedEarly(err):
 		return record{}, e.settle(ctx, endedBySQL, nil)
 	case errors.Is(err, pg.ErrTxBusy):
-		return record{}, e.settle(ctx, unproven, fmt.Errorf("%w: %w", ErrTxUnusable, err))
+		return record{}, e.settle(ctx, failed, fmt.Errorf("%w: %w", ErrTxUnusable, err))
 	case pg.Code(err) == pg.CodeFailedTx:
-		return record{}, e.settle(ctx, unproven, fmt.Errorf("%w: a statement in it failed: %w", ErrTxUnusable, err))
+		return record{}, e.settle(ctx, failed, fmt.Errorf("%w: a statement in it failed: %w", ErrTxUnusable, err))
 	case errors.Is(err, pg.ErrTxLost):
-		return record{}, e.settle(ctx, unproven, err)
+		return record{}, e.settle(ctx, lost, err)
 	case errors.Is(err, pg.ErrOutcomeUnknown):
 		return e.resolve(ctx, result, err)
 	}
@@ -123,6 +134,19 @@ func (e *execution[TX]) undo(ctx context.Context, err error) error {
 	return e.settle(ctx, how, err)
 }
 
+// refuse rolls back and stores what the handler has declared final.
+func (e *execution[TX]) refuse(ctx context.Context, value []byte, err error) (record, error) {
+	how := e.ending(ctx)
+	e.tx.Rollback(ctx)
+	if err := e.settle(ctx, how, err); !isFinal(err) {
+		return record{}, err
+	}
+	if how == lost {
+		return record{}, fmt.Errorf("%w: not stored: %w", pg.ErrTxLost, err)
+	}
+	return e.call.storeRefusal(ctx, e.attempt, packRefusal(err.Error(), value))
+}
+
 // ending is what is known of a transaction before we end it.
 type ending int
 
@@ -130,7 +154,8 @@ const (
 	notEnded    ending = iota // it is the one that took the lock
 	endedByVerb               // by Commit or Rollback of the client library; nothing ran after that
 	endedBySQL                // by a statement; anything may have run after that
-	unproven                  // it failed or its connection did, so it cannot be asked
+	failed                    // a statement in it failed, so it cannot be asked
+	lost                      // nor can it be asked without its connection
 )
 
 // ending asks the transaction whether it is still the one that took the lock.
@@ -139,7 +164,7 @@ func (e *execution[TX]) ending(ctx context.Context) ending {
 	case pg.TxIdle:
 		return endedBySQL
 	case pg.TxFailed:
-		return unproven
+		return failed
 	}
 	tctx, cancel := pg.TripContext(ctx)
 	defer cancel()
@@ -152,8 +177,10 @@ func (e *execution[TX]) ending(ctx context.Context) ending {
 		return endedBySQL
 	case errors.Is(err, pg.ErrTxEnded):
 		return endedByVerb
+	case pg.Rejected(err):
+		return failed
 	}
-	return unproven
+	return lost
 }
 
 // settle says what became of a run that was not committed by us. If what the handler wrote may be
@@ -165,83 +192,34 @@ func (e *execution[TX]) settle(ctx context.Context, how ending, cause error) err
 	switch {
 	case how == notEnded:
 		return cause
-	case how == unproven && e.fate(tctx) != committed:
+	case (how == failed || how == lost) && e.fate(tctx) != committed:
 		return cause
 	case how == endedByVerb && e.fate(tctx) == aborted && cause != nil:
 		return cause
 	case how == endedByVerb && e.fate(tctx) == aborted:
 		return fmt.Errorf("%w: it was rolled back, nothing was done; return an error instead", ErrTxEnded)
 	}
-	if h, ok := errors.AsType[*handlerError](cause); ok {
-		cause = h.err
-	}
-	err := e.call.block(tctx)
-	if err != nil {
-		err = fmt.Errorf("the key could not be blocked, a repeat may execute it again: %w", err)
-	}
-	return errors.Join(fmt.Errorf("%w: what it wrote may be committed, so the key is blocked", ErrTxEnded), cause, err)
+	return e.call.blocked(tctx, cause)
 }
 
 // The fates of a transaction, in the server's words.
 const (
-	committed = "committed"
-	aborted   = "aborted"
+	committed  = "committed"
+	aborted    = "aborted"
+	inProgress = "in progress"
 )
 
 // fate asks what became of the transaction, where its number is known.
-func (e *execution[TX]) fate(ctx context.Context) (fate string) {
-	if e.xid == "" {
+func (e *execution[TX]) fate(ctx context.Context) string {
+	return fateOf(ctx, e.call.store.db.Pool(), e.xid)
+}
+
+func fateOf(ctx context.Context, pool pg.Querier, xid string) (fate string) {
+	if xid == "" {
 		return ""
 	}
-	err := e.call.store.db.Pool().Run(ctx, pg.Stmt{SQL: sqlFate, Args: []any{e.xid}, Dest: []any{&fate}})
-	if err != nil {
+	if err := pool.Run(ctx, pg.Stmt{SQL: sqlFate, Args: []any{xid}, Dest: []any{&fate}}); err != nil {
 		return ""
 	}
 	return fate
-}
-
-// block stores that the outcome of the key is unknown. It insists, because until that is
-// stored, a repeat could execute the key again.
-func (c *call[TX]) block(ctx context.Context) error {
-	for n := 1; ; n++ {
-		err := c.insertUnknown(ctx)
-		if err == nil || n == maxAttempts || pause(ctx, n) != nil {
-			return err
-		}
-	}
-}
-
-func (c *call[TX]) insertUnknown(ctx context.Context) error {
-	tx, err := c.store.db.Begin(ctx, pg.ReadCommitted)
-	if err != nil {
-		return err
-	}
-	return tx.Commit(ctx, pg.Stmt{
-		SQL:  c.store.sql.insertUnknown,
-		Args: []any{newAttempt(), c.fp.version, c.key.scope, c.key.digest(), c.op.Name, c.storedID(), c.fp.sum},
-	})
-}
-
-func (e *execution[TX]) insertStmt(result []byte) pg.Stmt {
-	c := e.call
-	return pg.Stmt{SQL: c.store.sql.insert, Args: []any{
-		e.attempt, e.guard.start, seconds(c.op.ReplayFor), seconds(c.op.RememberFor), stateDone,
-		c.fp.version, c.key.scope, c.key.digest(), c.op.Name, c.storedID(), c.fp.sum, result,
-	}}
-}
-
-// storedID is the id in clear, or NULL.
-func (c *call[TX]) storedID() *string {
-	if c.store.cfg.HideIDs {
-		return nil
-	}
-	return &c.key.id
-}
-
-// seconds is a duration for make_interval, negative for no end.
-func seconds(d time.Duration) float64 {
-	if d == Forever {
-		return -1
-	}
-	return d.Seconds()
 }

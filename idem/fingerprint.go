@@ -11,6 +11,7 @@ import (
 type Fingerprint struct {
 	version int64
 	sum     []byte
+	fault   string // why there is none
 }
 
 // The algorithms. The numbers are stored; they are never reused.
@@ -18,6 +19,7 @@ const (
 	fpMissing int64 = iota // the zero Fingerprint, refused
 	fpNone
 	fpBytes
+	fpJSON
 )
 
 // Bytes is the fingerprint of a request's body as it came. A client that sends the same
@@ -32,8 +34,11 @@ func Bytes(body []byte) Fingerprint {
 func NoFingerprint() Fingerprint { return Fingerprint{version: fpNone} }
 
 func (f Fingerprint) check() error {
+	if f.fault != "" {
+		return &KeyError{Part: "fingerprint", Reason: f.fault}
+	}
 	if f.version == fpMissing {
-		return &KeyError{Part: "fingerprint", Reason: "is missing: use idem.Bytes(body), or idem.NoFingerprint() to go without"}
+		return &KeyError{Part: "fingerprint", Reason: "is missing: use idem.Bytes(body) or idem.JSON(body), or idem.NoFingerprint() to go without"}
 	}
 	return nil
 }

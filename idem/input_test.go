@@ -239,7 +239,7 @@ func TestUnknownStateIsNotReplayed(t *testing.T) {
 	if err := do(); err != nil {
 		t.Fatal(err)
 	}
-	db.Exec(t, `UPDATE pgonce.idem_record SET state = 2`) // a state of a later release
+	db.Exec(t, `ALTER TABLE pgonce.idem_record DROP CONSTRAINT idem_record_state_check; UPDATE pgonce.idem_record SET state = 4`) // a state of a later release
 	wantErr(t, do(), idem.ErrSchema, "upgrade the module")
 	if n := db.Int(t, `SELECT count(*) FROM effect`); n != 1 {
 		t.Errorf("%d effects", n)
@@ -250,7 +250,7 @@ func TestErrorsAreDistinct(t *testing.T) {
 	t.Parallel()
 	all := []error{
 		idem.ErrInvalidKey, idem.ErrInFlight, idem.ErrMismatch, idem.ErrExpired, idem.ErrUnknownOutcome,
-		idem.ErrTxEnded, idem.ErrTxUnusable, idem.ErrHandlerTimeout, idem.ErrReadOnly, idem.ErrSchema, idem.ErrUnavailable,
+		idem.ErrTxEnded, idem.ErrTxUnusable, idem.ErrHandlerTimeout, idem.ErrRefused, idem.ErrNested, idem.ErrReentrant, idem.ErrRetryTx, idem.ErrReadOnly, idem.ErrSchema, idem.ErrUnavailable,
 	}
 	for i, a := range all {
 		for j, b := range all {
@@ -259,7 +259,7 @@ func TestErrorsAreDistinct(t *testing.T) {
 			}
 		}
 	}
-	if !errors.Is(&idem.MismatchError{}, idem.ErrMismatch) || !errors.Is(&idem.KeyError{}, idem.ErrInvalidKey) || !errors.Is(&pg.SchemaError{}, idem.ErrSchema) {
+	if !errors.Is(&idem.MismatchError{}, idem.ErrMismatch) || !errors.Is(&idem.KeyError{}, idem.ErrInvalidKey) || !errors.Is(&idem.RefusedError{}, idem.ErrRefused) || !errors.Is(&pg.SchemaError{}, idem.ErrSchema) {
 		t.Error("a struct error does not match its sentinel")
 	}
 }

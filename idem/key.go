@@ -1,6 +1,8 @@
 package idem
 
 import (
+	"bytes"
+	"cmp"
 	"crypto/sha256"
 	"encoding/binary"
 	"encoding/hex"
@@ -8,6 +10,8 @@ import (
 	"math"
 	"time"
 	"unicode/utf8"
+
+	"github.com/pgonce/pgonce/internal/pg"
 )
 
 // The longest that a part of a key may be, in bytes.
@@ -27,6 +31,16 @@ const (
 	longestMaxHandler  = 24 * time.Hour
 )
 
+// Isolation is the level of the transaction that [Do] opens, in SQL's words.
+type Isolation = pg.Isolation
+
+// The isolation levels.
+const (
+	ReadCommitted  = pg.ReadCommitted
+	RepeatableRead = pg.RepeatableRead
+	Serializable   = pg.Serializable
+)
+
 // Op is an operation with its policy. Declare it once, as a package variable.
 type Op struct {
 	// Name is part of every key, so the same id under two operations is two keys. It is
@@ -42,6 +56,14 @@ type Op struct {
 	// ReplayFor. Defaults to 30 days, or ReplayFor if that is longer.
 	RememberFor time.Duration
 
+	// Wait is how long [Do] waits for another caller that executes the key. After that it
+	// returns [ErrInFlight]. Defaults to 0: at once. The end of ctx ends the wait in any case.
+	Wait time.Duration
+
+	// Isolation is the level of Do's transaction. Defaults to [ReadCommitted], whatever the
+	// role's default is. Above it, a handler that lost a race with another transaction is run again.
+	Isolation Isolation
+
 	// MaxHandler is how long the handler may take. Its ctx ends then, and so does its
 	// transaction, on the server too a second later: a host that vanished frees its keys by
 	// then. [Do] returns [ErrHandlerTimeout]. Defaults to 30 seconds, at most 24 hours; a
@@ -53,8 +75,9 @@ type Op struct {
 // make it with [Op.Key]. A key that cannot be used is reported by the verb that
 // gets it.
 type Key struct {
-	op        Op
-	scope, id string
+	op           Op
+	scope, id    string
+	likelyReplay bool
 }
 
 // Key is the key of a request. The scope is whoever may choose ids without asking the
@@ -73,6 +96,27 @@ func (k Key) Scope() string { return k.scope }
 
 // ID is the key's id.
 func (k Key) ID() string { return k.id }
+
+// LikelyReplay is the same key with a hint: this is probably a repeat (a redelivered message, an
+// attempt after the first). [Do] then looks for the answer before it opens a transaction,
+// which saves the transaction if there is one and costs a round trip if not.
+func (k Key) LikelyReplay() Key {
+	k.likelyReplay = true
+	return k
+}
+
+// Compare orders keys, for use with slices.SortFunc: transactions that take several keys in this
+// order cannot refuse each other.
+func (k Key) Compare(other Key) int {
+	return cmp.Or(cmp.Compare(k.scope, other.scope), bytes.Compare(k.digest(), other.digest()))
+}
+
+// identity is what tells keys apart within a process.
+type identity struct{ schema, scope, op, id string }
+
+func (k Key) identity(schema string) identity {
+	return identity{schema, k.scope, k.op.Name, k.id}
+}
 
 // String is for logs and errors. It shows the scope and the operation but only a
 // digest of the id, which is often somebody's secret.
@@ -101,6 +145,9 @@ func (o Op) resolved() Op {
 	if o.MaxHandler == 0 {
 		o.MaxHandler = defaultMaxHandler
 	}
+	if o.Isolation == "" {
+		o.Isolation = ReadCommitted
+	}
 	return o
 }
 
@@ -116,10 +163,12 @@ func (k Key) check() error {
 		}
 	}
 	switch op := k.op.resolved(); {
-	case op.ReplayFor < 0 || op.RememberFor < 0 || op.MaxHandler < 0:
+	case op.ReplayFor < 0 || op.RememberFor < 0 || op.MaxHandler < 0 || op.Wait < 0:
 		return &KeyError{Part: "policy", Reason: "has a negative duration; use idem.Forever for no end"}
 	case op.MaxHandler > longestMaxHandler:
 		return &KeyError{Part: "policy", Reason: "has a MaxHandler of more than 24 hours; a transaction is no place for that"}
+	case op.Isolation != ReadCommitted && op.Isolation != RepeatableRead && op.Isolation != Serializable:
+		return &KeyError{Part: "policy", Reason: "has an Isolation that is none of idem.ReadCommitted, RepeatableRead and Serializable"}
 	case op.RememberFor < op.ReplayFor:
 		return &KeyError{Part: "policy", Reason: "forgets the key (RememberFor) before its result (ReplayFor)"}
 	}

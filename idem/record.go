@@ -12,12 +12,13 @@ import (
 // The states of a record. The numbers are stored.
 const (
 	stateDone    int64 = 1
+	stateRefused int64 = 2
 	stateUnknown int64 = 3
 )
 
 // record is a row of idem_record as far as callers need it.
 type record struct {
-	found     bool // this is the answer of an earlier execution
+	own       bool // stored by this very call
 	rows      int64
 	attempt   int64
 	state     int64
@@ -36,10 +37,24 @@ func (c *call[TX]) lookupStmt(r *record) pg.Stmt {
 	}
 }
 
+// forOthers is the record as callers see it that did not store it.
+func (r record) forOthers() record {
+	r.own = false
+	return r
+}
+
+// looks bounds how often a look is repeated because a connection of the pool was dead or had
+// a stale plan. After a restart of the server all of them are dead.
+const looks = 100
+
 // look reads the record outside any transaction.
-func (c *call[TX]) look(ctx context.Context) (record, error) {
-	var rec record
-	err := c.store.db.Pool().Run(ctx, c.lookupStmt(&rec))
+func (c *call[TX]) look(ctx context.Context) (rec record, err error) {
+	for range looks {
+		rec = record{}
+		if err = c.store.db.Pool().Run(ctx, c.lookupStmt(&rec)); !isStale(err) {
+			break
+		}
+	}
 	switch {
 	case err != nil && ctx.Err() != nil:
 		return record{}, errors.Join(context.Cause(ctx), err)
@@ -47,10 +62,32 @@ func (c *call[TX]) look(ctx context.Context) (record, error) {
 		return record{}, fmt.Errorf("%w: %w", ErrUnavailable, err)
 	case err != nil:
 		return record{}, pg.ExplainSchema(c.store.cfg.Schema, err)
-	case rec.rows == 0:
-		return record{}, nil
 	}
-	return c.answer(rec)
+	return rec, nil
+}
+
+// lookup is the call of Lookup. No record is no answer, and no error.
+func (c *call[TX]) lookup(ctx context.Context) (rec record, err error) {
+	if _, err = c.store.ready(ctx); err == nil {
+		rec, err = c.look(ctx)
+	}
+	if err == nil && rec.rows > 0 {
+		rec, err = c.answer(rec)
+	}
+	if err != nil || rec.rows > 0 {
+		c.ended(rec, err)
+	}
+	return rec, err
+}
+
+// isStale tells errors that come from what a connection was before from those that the next one
+// would meet too.
+func isStale(err error) bool {
+	switch pg.Code(err) {
+	case pg.CodeStalePlan, pg.CodeNoSuchStatement:
+		return true
+	}
+	return err != nil && !pg.Rejected(err) && !errors.Is(err, pg.ErrUnavailable) && !isContextEnd(err)
 }
 
 // answer decides what an existing record means for this request. The fingerprint comes
@@ -67,13 +104,20 @@ func (c *call[TX]) answer(rec record) (record, error) {
 	case rec.state == stateUnknown:
 		return record{}, fmt.Errorf("%w: a handler ended its transaction at %s, a person has to look at what it wrote",
 			ErrUnknownOutcome, rec.createdAt.UTC().Format(time.RFC3339))
-	case rec.state != stateDone:
+	case rec.state != stateDone && rec.state != stateRefused:
 		return record{}, fmt.Errorf("%w: record has state %d, which this code does not know: upgrade the module", ErrSchema, rec.state)
 	case !rec.kept || rec.result == nil:
 		return record{}, fmt.Errorf("%w: first at %s", ErrExpired, rec.createdAt.UTC().Format(time.RFC3339))
 	}
-	rec.found = true
-	return rec, nil
+	if rec.state == stateDone {
+		return rec, nil
+	}
+	reason, value, err := unpackRefusal(rec.result)
+	if err != nil {
+		return record{}, err
+	}
+	rec.result = value
+	return rec, &RefusedError{Key: c.key, Reason: reason, FirstAt: rec.createdAt}
 }
 
 // isDuplicate recognises the primary key's verdict, and nobody else's: a unique

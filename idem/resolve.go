@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"strconv"
 	"time"
 
 	"github.com/pgonce/pgonce/internal/pg"
@@ -29,12 +28,13 @@ func (e *execution[TX]) resolve(ctx context.Context, result []byte, lost error) 
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), resolveWithin)
 	defer cancel()
 	for {
-		rec, standby, err := e.call.await(ctx)
+		rec, standby, err := e.call.await(ctx, resolveWait)
 		switch {
 		case err == nil && rec.rows > 0 && rec.attempt == e.attempt:
-			return record{createdAt: rec.createdAt, result: result}, nil
+			e.call.tell(Resolved, nil)
+			return e.call.ownRecord(e.attempt, stateDone, rec.createdAt, result), nil
 		case err == nil && rec.rows > 0:
-			return e.call.answer(rec)
+			return rec, nil
 		case err == nil && !standby:
 			return record{}, fmt.Errorf("%w: resolved after: %w", pg.ErrTxLost, lost)
 		case pg.Code(err) == pg.CodeLockTimeout:
@@ -61,20 +61,6 @@ func (e *execution[TX]) again(ctx context.Context, err error) bool {
 	}
 }
 
-// await waits for the key's lock to be free, and reads the record. It is one round trip on
-// pgx, and leaves nothing open.
-func (c *call[TX]) await(ctx context.Context) (rec record, standby bool, err error) {
-	tx, err := c.store.db.Begin(ctx, pg.ReadCommitted,
-		pg.Stmt{SQL: sqlLockTimeout, Args: []any{strconv.FormatInt(resolveWait.Milliseconds(), 10)}, Dest: []any{new(string), &standby}},
-		pg.Stmt{SQL: sqlAwaitLock, Args: []any{c.key.lock(c.store.cfg.Schema)}},
-		c.lookupStmt(&rec))
-	if err != nil {
-		return record{}, false, err
-	}
-	tx.Rollback(ctx)
-	return rec, standby, nil
-}
-
 // terminate ends our old backend, which still holds the lock because nobody has told it that
 // its client is gone. If it is somebody else who holds the lock, ours is over, and the next
 // look will tell.
@@ -82,7 +68,7 @@ func (e *execution[TX]) terminate(ctx context.Context) error {
 	var n int64
 	return e.call.store.db.Pool().Run(ctx, pg.Stmt{
 		SQL:  sqlTerminate,
-		Args: []any{e.guard.pid, e.guard.start, e.call.key.lock(e.call.store.cfg.Schema)},
+		Args: []any{e.guard.pid, e.guard.start, e.call.lock()},
 		Dest: []any{&n},
 	})
 }

@@ -41,21 +41,37 @@ VALUES ($1::bigint, CASE WHEN now() = $2::timestamptz THEN now() END,
         CASE WHEN $4::float8 < 0 THEN 'infinity' ELSE statement_timestamp() + make_interval(secs => $4::float8) END,
         $5::smallint, $6::smallint, $7::text, $8::bytea, $9::text, $10::text, $11::bytea, $12::bytea)`
 
-	// sqlInsertUnknown blocks a key whose handler ended its transaction, for ever. If
-	// somebody else has decided the key meanwhile, theirs stands.
-	sqlInsertUnknown = `
+	// sqlInsertSettled decides a key without an effect: refused for good, or unknown. If
+	// somebody else has decided the key meanwhile, theirs stands, and there is no row to return. It waits
+	// for a transaction that has inserted the key's record and not ended yet, as any INSERT does.
+	sqlInsertSettled = `
 INSERT INTO "pgonce"."idem_record"
-       (attempt, created_at, replay_until, remember_until, state, fp_ver, scope, digest, op, id, fp)
-VALUES ($1::bigint, statement_timestamp(), 'infinity', 'infinity', 3, $2::smallint, $3::text, $4::bytea, $5::text, $6::text, $7::bytea)
-ON CONFLICT (scope, digest) DO NOTHING`
+       (attempt, created_at, replay_until, remember_until, state, fp_ver, scope, digest, op, id, fp, result)
+VALUES ($1::bigint, statement_timestamp(),
+        CASE WHEN $2::float8 < 0 THEN 'infinity' ELSE statement_timestamp() + make_interval(secs => $2::float8) END,
+        CASE WHEN $3::float8 < 0 THEN 'infinity' ELSE statement_timestamp() + make_interval(secs => $3::float8) END,
+        $4::smallint, $5::smallint, $6::text, $7::bytea, $8::text, $9::text, $10::bytea, $11::bytea)
+ON CONFLICT (scope, digest) DO NOTHING
+RETURNING created_at`
 
 	// sqlAwaitLock waits until the transaction that held the key's lock is over, for as long
 	// as sqlLockTimeout allows. Lock: one advisory, shared, until the transaction ends.
 	sqlAwaitLock = `SELECT pg_advisory_xact_lock_shared($1::bigint)`
 
-	// sqlLockTimeout bounds, in ms, what the statements after it wait; and says whether this
-	// is a standby, whose answers prove nothing.
-	sqlLockTimeout = `SELECT set_config('lock_timeout', $1::text, true), pg_is_in_recovery()`
+	// sqlLock waits for the key's lock, for as long as sqlLockTimeout allows, so that
+	// sqlGuard finds it taken by its own transaction. Lock: one advisory, exclusive, until the
+	// transaction ends.
+	sqlLock = `SELECT pg_advisory_xact_lock($1::bigint)`
+
+	// sqlLockTimeout bounds, in ms, what the statements after it wait; makes the server notice, while
+	// they wait, that the client is gone; and says whether this is a standby, whose answers prove nothing.
+	sqlLockTimeout = `
+SELECT set_config('lock_timeout', $1::text, true), set_config('client_connection_check_interval', $2::text, true), pg_is_in_recovery()`
+
+	// sqlKeepLockTimeout and sqlRestoreLockTimeout bracket sqlLockTimeout where a handler's
+	// statements come after it in the same transaction: they are to wait as their role has it.
+	sqlKeepLockTimeout    = `SELECT set_config('pgonce.lock_timeout', current_setting('lock_timeout'), true)`
+	sqlRestoreLockTimeout = `SELECT set_config('lock_timeout', current_setting('pgonce.lock_timeout'), true)`
 
 	// sqlTerminate ends the backend of a lost connection of ours, so that its transaction
 	// is over. It must be that very transaction: the pid alone may be somebody else's by
@@ -73,6 +89,33 @@ WHERE a.pid = $1::bigint AND a.xact_start = $2::timestamptz
 	// sqlXID gives the transaction its number, which the INSERT would do later, so that
 	// its fate can be asked for when a handler has ended it.
 	sqlXID = `SELECT pg_current_xact_id()::text`
+
+	// sqlXIDIfNew is sqlXID for a key that has no record, and empty for one that has. By the primary
+	// key's index.
+	sqlXIDIfNew = `
+SELECT CASE WHEN pg_is_in_recovery() OR EXISTS (SELECT FROM "pgonce"."idem_record" WHERE scope = $1::text AND digest = $2::bytea)
+       THEN '' ELSE pg_current_xact_id()::text END`
+
+	// sqlGuardTx is sqlGuard for a transaction of the caller's, where nothing is set. Lock: one
+	// advisory, exclusive, until that transaction ends. It never waits.
+	sqlGuardTx = `
+SELECT pg_try_advisory_xact_lock($1::bigint), now(), pg_is_in_recovery() OR current_setting('transaction_read_only') = 'on'`
+
+	sqlSavepoint  = `SAVEPOINT pgonce_idem`
+	sqlRelease    = `RELEASE SAVEPOINT pgonce_idem`
+	sqlRollbackTo = `ROLLBACK TO SAVEPOINT pgonce_idem`
+
+	// sqlSeen inserts a record without a result if the key's lock is free and there is none yet.
+	// Lock: one advisory, exclusive, until the transaction ends. It never waits.
+	sqlSeen = `
+INSERT INTO "pgonce"."idem_record"
+       (attempt, created_at, replay_until, remember_until, state, fp_ver, scope, digest, op, id)
+SELECT $2::bigint, now(),
+       CASE WHEN $3::float8 < 0 THEN 'infinity' ELSE statement_timestamp() + make_interval(secs => $3::float8) END,
+       CASE WHEN $4::float8 < 0 THEN 'infinity' ELSE statement_timestamp() + make_interval(secs => $4::float8) END,
+       $5::smallint, $6::smallint, $7::text, $8::bytea, $9::text, $10::text
+WHERE pg_try_advisory_xact_lock($1::bigint)
+ON CONFLICT (scope, digest) DO NOTHING`
 
 	// sqlFate is what became of a transaction. Empty when it is too old to tell.
 	sqlFate = `SELECT coalesce(pg_xact_status($1::text::xid8), '')`

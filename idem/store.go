@@ -30,6 +30,10 @@ type Config struct {
 	// Defaults to JSON.
 	Codec Codec
 
+	// Observe is told what becomes of each call, for metrics and traces. It runs on the caller's
+	// goroutine, when the call's transaction is over, so it should be quick. Defaults to nothing.
+	Observe func(Event)
+
 	// Logger gets a line for what deserves a look but does not stop a call. Defaults to
 	// discarding.
 	Logger *slog.Logger
@@ -43,6 +47,10 @@ type Store[TX any] struct {
 	cfg     Config
 	sql     statements
 	checked atomic.Pointer[server] // what the first call has found out
+	queue   queue
+
+	schemaChecked atomic.Bool  // by a call in a transaction, which does not probe the server
+	waiters       atomic.Int64 // calls that hold a connection only to wait
 }
 
 // server is what a store knows about its database after its first call.
@@ -52,7 +60,7 @@ type server struct {
 
 // statements are the constants of sql.go for the store's schema.
 type statements struct {
-	lookup, insert, insertUnknown string
+	lookup, insert, insertSettled, seen, xid string
 }
 
 // New makes a store over a driver: pgxdriver.New(pool), sqldriver.New(db) or
@@ -85,7 +93,9 @@ func New[TX any](db pg.Driver[TX], cfg *Config) (*Store[TX], error) {
 	s.sql = statements{
 		lookup:        pg.In(s.cfg.Schema, sqlLookup),
 		insert:        pg.In(s.cfg.Schema, sqlInsert),
-		insertUnknown: pg.In(s.cfg.Schema, sqlInsertUnknown),
+		insertSettled: pg.In(s.cfg.Schema, sqlInsertSettled),
+		seen:          pg.In(s.cfg.Schema, sqlSeen),
+		xid:           pg.In(s.cfg.Schema, sqlXIDIfNew),
 	}
 	return s, nil
 }
@@ -105,6 +115,17 @@ func (s *Store[TX]) ready(ctx context.Context) (*server, error) {
 		return srv, nil
 	}
 	return s.inspect(ctx)
+}
+
+// readyTx checks the schema in the caller's transaction, for the first call. A connection of our own
+// could not be had from a pool whose last one the caller is using.
+func (s *Store[TX]) readyTx(ctx context.Context, tx pg.Querier) error {
+	if s.checked.Load() != nil || s.schemaChecked.Load() {
+		return nil
+	}
+	err := pg.CheckSchema(ctx, tx, s.cfg.Schema)
+	s.schemaChecked.Store(err == nil)
+	return err
 }
 
 // inspect checks the schema and probes the server.

@@ -91,6 +91,9 @@ func (s *session) Close(ctx context.Context) error {
 
 // mapError turns the server's answer into the seam's error type.
 func mapError(err error) error {
+	if errors.Is(err, pgx.ErrTxClosed) {
+		return fmt.Errorf("%w: %w", pg.ErrTxEnded, err)
+	}
 	mapped, _ := pgerr.Map(err)
 	return mapped
 }

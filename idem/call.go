@@ -1,0 +1,251 @@
+package idem
+
+import (
+	"context"
+	"crypto/rand"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	mrand "math/rand/v2"
+	"time"
+
+	"github.com/pgonce/pgonce/internal/pg"
+)
+
+const (
+	maxAttempts = 5
+	serverGrace = time.Second          // what the server waits beyond MaxHandler
+	firstPause  = 2 * time.Millisecond // doubled with each attempt, and jittered
+)
+
+// call is one use of a key.
+type call[TX any] struct {
+	store *Store[TX]
+	key   Key
+	op    Op // with defaults
+	fp    Fingerprint
+
+	began   time.Time
+	server  *server
+	runs    int  // of the handler
+	ghosts  int  // tries for a key that our own lost connection may still hold
+	waiting bool // counts as one of the store's waiters on the server
+}
+
+func newCall[TX any](s *Store[TX], key Key, fp Fingerprint) (*call[TX], error) {
+	if s == nil {
+		return nil, errors.New("nil store")
+	}
+	if err := key.check(); err != nil {
+		return nil, err
+	}
+	if err := fp.check(); err != nil {
+		return nil, err
+	}
+	return &call[TX]{store: s, key: key, op: key.op.resolved(), fp: fp, began: time.Now()}, nil
+}
+
+// do executes the key or answers from its record.
+func (c *call[TX]) do(ctx context.Context, run handler[TX]) (rec record, err error) {
+	defer func() { c.ended(rec, err) }()
+	if outer := handlerOf(ctx); outer != nil {
+		return record{}, fmt.Errorf("%w (of %s)", ErrNested, outer.key.op)
+	}
+	if c.server, err = c.store.ready(ctx); err != nil {
+		return record{}, err
+	}
+	v := c.store.queue.join(ctx, c.key.identity(c.store.cfg.Schema), c.op.Wait)
+	switch {
+	case v.lead != nil:
+		rec, err = c.lead(ctx, v.lead, run)
+	default:
+		rec, err = v.rec, v.err
+	}
+	if err != nil || rec.own {
+		return rec, err
+	}
+	return c.answer(rec)
+}
+
+// lead asks the server, for this caller and those in line behind it.
+func (c *call[TX]) lead(ctx context.Context, t *turn, run handler[TX]) (record, error) {
+	defer t.pass() // also when the handler panics; after an answer it does nothing
+	rec, err := c.attempts(ctx, t, run)
+	switch {
+	case err == nil || rec.rows > 0:
+		t.answer(rec.forOthers(), nil)
+	case c.runs == 0 && ctx.Err() == nil && aboutTheServer(err):
+		t.answer(record{}, err)
+	}
+	return rec, err
+}
+
+// aboutTheServer tells errors that every caller would meet from those of one caller.
+func aboutTheServer(err error) bool {
+	return errors.Is(err, ErrUnavailable) || errors.Is(err, ErrReadOnly) || errors.Is(err, ErrSchema)
+}
+
+// attempts opens transactions until one of them decides the key.
+func (c *call[TX]) attempts(ctx context.Context, t *turn, run handler[TX]) (record, error) {
+	defer c.leaveServerQueue()
+	if c.key.likelyReplay || !c.store.db.Pipelined() {
+		if rec, err := c.look(ctx); err != nil || rec.rows > 0 {
+			return rec, err
+		}
+	}
+	var patience time.Duration // of the next attempt, for the key's lock
+	for n, duplicates := 1, 0; ; {
+		rec, err := c.attempt(ctx, t, patience, run)
+		patience = 0
+		switch {
+		case errors.Is(err, ErrInFlight):
+			t.busy()
+			if rec, patience, err = c.wait(ctx, n); err != nil || rec.rows > 0 {
+				return rec, err
+			}
+			continue
+		case c.store.isDuplicate(err):
+			if duplicates++; duplicates > 1 && c.op.Isolation == ReadCommitted {
+				return record{}, fmt.Errorf("%w: its record appears while its lock is held: %w", ErrReentrant, err)
+			}
+		case err == nil || !worthAnother(err):
+			return rec, err
+		}
+		if n == maxAttempts {
+			return record{}, err
+		}
+		if pause(ctx, n) != nil {
+			return record{}, errors.Join(context.Cause(ctx), err)
+		}
+		c.tell(Retried, err)
+		n++
+	}
+}
+
+// worthAnother says whether an attempt failed for a reason that a new transaction may not
+// meet again. Every such failure is one after which nothing of the attempt is left, or
+// running the handler again would be a second execution.
+func worthAnother(err error) bool {
+	if errors.Is(err, ErrTxEnded) || errors.Is(err, ErrHandlerTimeout) {
+		return false // whatever else the handler said
+	}
+	if errors.Is(err, pg.ErrTxLost) || errors.Is(err, errStale) {
+		return true
+	}
+	switch sqlState(err) {
+	case pg.CodeSerialization, pg.CodeDeadlock:
+		return true
+	}
+	h, ok := errors.AsType[*handlerError](err)
+	return ok && errors.Is(h.err, ErrRetryTx) // of a DoTx in the handler
+}
+
+// sqlState is the SQLSTATE of our own statements' errors and of the handler's.
+func sqlState(err error) string {
+	if h, ok := errors.AsType[*handlerError](err); ok {
+		err = h.err
+	}
+	var e interface{ SQLState() string }
+	if errors.As(err, &e) {
+		return e.SQLState()
+	}
+	return ""
+}
+
+func isContextEnd(err error) bool {
+	return errors.Is(err, context.Canceled) || errors.Is(err, context.DeadlineExceeded)
+}
+
+func pause(ctx context.Context, n int) error { return sleep(ctx, firstPause<<n) }
+
+// sleep takes between half of most and most.
+func sleep(ctx context.Context, most time.Duration) error {
+	timer := time.NewTimer(most/2 + mrand.N(most/2)) //nolint:gosec // jitter is no secret
+	defer timer.Stop()
+	select {
+	case <-ctx.Done():
+		return ctx.Err()
+	case <-timer.C:
+		return nil
+	}
+}
+
+// attempt is one transaction: trip one takes the lock and looks, the handler works,
+// the last trip inserts and commits.
+//
+// Why two callers cannot both execute: whoever runs the handler holds the key's lock, and
+// has looked after getting it, in a statement with a snapshot of its own. A
+// record committed before that is seen; nobody else can commit one after it, before this
+// transaction ends. And should the lock fail to exclude (two schemas' hashes, an
+// isolation level with an old snapshot), the primary key lets one INSERT commit.
+func (c *call[TX]) attempt(ctx context.Context, t *turn, patience time.Duration, run handler[TX]) (record, error) {
+	var (
+		g   guard
+		rec record
+	)
+	tx, err := c.begin(ctx, patience, &g, &rec)
+	c.leaveServerQueue()
+	if err != nil {
+		return record{}, err
+	}
+	switch {
+	case rec.rows > 0: // also without the lock: a finished key always answers
+		tx.Abandon(ctx)
+		return rec, nil
+	case g.readOnly:
+		tx.Abandon(ctx)
+		return record{}, ErrReadOnly
+	case !g.locked:
+		tx.Abandon(ctx)
+		return record{}, ErrInFlight
+	}
+	t.busy()
+	e := &execution[TX]{call: c, turn: t, tx: tx, guard: g, attempt: newAttempt()}
+	return e.run(ctx, run)
+}
+
+// begin is trip one.
+func (c *call[TX]) begin(ctx context.Context, patience time.Duration, g *guard, rec *record) (pg.OwnedTx[TX], error) {
+	stmts := []pg.Stmt{c.guardStmt(g), c.lookupStmt(rec)}
+	if patience > 0 {
+		ctx = pg.WithNetTimeout(ctx, patience+pg.NetTimeout(ctx))
+		stmts = append(c.patientStmts(patience), stmts...)
+	}
+	tx, err := c.store.db.Begin(ctx, c.op.Isolation, stmts...)
+	switch pg.Code(err) {
+	case pg.CodeStalePlan, pg.CodeNoSuchStatement:
+		return nil, fmt.Errorf("%w: %w", errStale, err)
+	case pg.CodeLockTimeout:
+		return nil, ErrInFlight
+	}
+	if err != nil {
+		return nil, pg.ExplainSchema(c.store.cfg.Schema, err)
+	}
+	return tx, nil
+}
+
+// guard is what trip one learns beside the record.
+type guard struct {
+	locked   bool
+	start    time.Time // of the transaction
+	pid      int64     // of the server's process
+	readOnly bool
+	idleMS   int64 // how long the server lets the transaction be idle
+}
+
+func (c *call[TX]) guardStmt(g *guard) pg.Stmt {
+	return pg.Stmt{
+		SQL:  sqlGuard,
+		Args: []any{c.lock(), (c.op.MaxHandler + serverGrace).Seconds(), c.server.checkInterval},
+		Dest: []any{&g.locked, &g.start, &g.pid, &g.readOnly, &g.idleMS, new(string)},
+	}
+}
+
+func (c *call[TX]) lock() int64 { return c.key.lock(c.store.cfg.Schema) }
+
+// newAttempt is a number that no other attempt has.
+func newAttempt() int64 {
+	var b [8]byte
+	_, _ = rand.Read(b[:])                          // never fails, by its documentation
+	return int64(binary.BigEndian.Uint64(b[:]) | 1) //nolint:gosec // a bit pattern, not a number
+}

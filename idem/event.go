@@ -1,0 +1,63 @@
+package idem
+
+import (
+	"errors"
+	"time"
+)
+
+// Event is what [Config.Observe] is told. Every call of a verb ends with one of the kinds
+// Executed, Replayed, Refused and Failed; the others come in between.
+type Event struct {
+	Kind    EventKind
+	Key     Key
+	Attempt int           // which run of the handler this call is at, from 1; 0 before the first
+	Took    time.Duration // since the call began
+	Err     error         // of Refused, Failed, Retried and Blocked
+}
+
+// EventKind says what happened.
+type EventKind int
+
+// The kinds of events.
+const (
+	Executed EventKind = iota + 1 // the handler ran and is committed; by [DoTx] and SeenTx, if the caller commits
+	Replayed                      // answered from a record
+	Refused                       // the answer is a refusal, stored now or before
+	Failed                        // the call returned Err
+	Retried                       // a run was rolled back and another one follows
+	Resolved                      // the answer to COMMIT was lost; it had been committed
+	Blocked                       // a handler ended its transaction; its key is blocked until a person has looked
+)
+
+func (k EventKind) String() string {
+	names := [...]string{"unknown", "executed", "replayed", "refused", "failed", "retried", "resolved", "blocked"}
+	if k < 0 || int(k) >= len(names) {
+		return names[0]
+	}
+	return names[k]
+}
+
+// tell reports an event of the call.
+func (c *call[TX]) tell(kind EventKind, err error) {
+	if c.store.cfg.Observe == nil {
+		return
+	}
+	if h, ok := errors.AsType[*handlerError](err); ok {
+		err = h.err
+	}
+	c.store.cfg.Observe(Event{Kind: kind, Key: c.key, Attempt: c.runs, Took: time.Since(c.began), Err: err})
+}
+
+// ended reports the end of the call.
+func (c *call[TX]) ended(rec record, err error) {
+	switch {
+	case err == nil && rec.own:
+		c.tell(Executed, nil)
+	case err == nil:
+		c.tell(Replayed, nil)
+	case errors.Is(err, ErrRefused):
+		c.tell(Refused, err)
+	default:
+		c.tell(Failed, err)
+	}
+}

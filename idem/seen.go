@@ -1,0 +1,77 @@
+package idem
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/pgonce/pgonce/internal/pg"
+)
+
+// SeenTx remembers a key in the caller's transaction and says whether it was known before: all
+// that a consumer of messages needs whose effect is in that transaction too. seen is true only
+// when the transaction that remembered the key has committed, or is this one.
+//
+// seen is false for exactly one transaction that commits. While another transaction is about to remember
+// the key, it is [ErrInFlight], at once, and the caller's transaction stays usable: roll it
+// back, and let the message come again. There is no result, and no fingerprint; [Op.RememberFor] applies.
+//
+// A transaction that takes several keys should sort them (slices.SortFunc with [Key.Compare]), so that
+// two of them cannot refuse each other for ever.
+//
+// Errors: [ErrInvalidKey], [ErrInFlight], [ErrRetryTx], [ErrUnknownOutcome], [ErrReadOnly],
+// [ErrSchema], [ErrUnavailable].
+//
+// Cost: 1 round trip on pgx; on database/sql 1 for a new key and 2 for a known one. A new key writes one
+// row. Locks: one advisory lock until the caller's transaction ends.
+func (s *Store[TX]) SeenTx(ctx context.Context, tx TX, key Key) (seen bool, err error) {
+	c, err := newCall(s, key, NoFingerprint())
+	var none TX
+	if err == nil && any(tx) == any(none) {
+		err = errors.New("nil transaction")
+	}
+	var rec record
+	if err == nil {
+		rec, err = c.seen(ctx, s.db.Tx(tx))
+		c.ended(rec, err)
+	}
+	if err != nil {
+		return false, publish("seen", key, err)
+	}
+	return !rec.own, nil
+}
+
+// seen inserts the record if the key's lock is free. Whoever else inserts this record holds the lock
+// until its transaction ends. So the INSERT waits for nobody, and a record in its way is committed,
+// or our own.
+func (c *call[TX]) seen(ctx context.Context, tx pg.TxQuerier) (rec record, err error) {
+	if err := c.store.readyTx(ctx, tx); err != nil {
+		return record{}, err
+	}
+	var inserted int64
+	insert := pg.Stmt{
+		SQL: c.store.sql.seen,
+		Args: []any{
+			c.lock(), newAttempt(), seconds(c.op.ReplayFor), seconds(c.op.RememberFor), stateDone, fpNone,
+			c.key.scope, c.key.digest(), c.op.Name, c.storedID(),
+		},
+		Rows: &inserted,
+	}
+	if c.store.db.Pipelined() {
+		err = tx.RunAll(ctx, insert, c.lookupStmt(&rec))
+	} else if err = tx.Run(ctx, insert); err == nil && inserted == 0 {
+		err = tx.Run(ctx, c.lookupStmt(&rec))
+	}
+	switch {
+	case err != nil:
+		return record{}, c.explain(err)
+	case inserted == 1:
+		return record{own: true}, nil
+	case rec.rows == 0:
+		return record{}, ErrInFlight
+	case rec.state == stateUnknown:
+		return record{}, fmt.Errorf("%w: first at %s", ErrUnknownOutcome, rec.createdAt.UTC().Format(time.RFC3339))
+	}
+	return rec, nil
+}
