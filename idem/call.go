@@ -61,8 +61,8 @@ func (c *call[TX]) do(ctx context.Context, run handler[TX]) (rec record, err err
 	default:
 		rec, err = v.rec, v.err
 	}
-	if err != nil || rec.own {
-		return rec, err
+	if err != nil {
+		return record{}, err
 	}
 	return c.answer(rec)
 }

@@ -25,14 +25,12 @@ func idemCommitAnswerLost[TX any](t *testing.T, c Client[TX]) {
 			db := pgtest.New(t)
 			db.Exec(t, effects)
 			proxy := fault.New(t, db.URL)
-			keys, err := idem.New(c.Open(t, db.Via(proxy.URL()), 1), nil)
-			noErr(t, err)
-			b := &bench[TX]{c, t, db, keys}
-			noErr(t, keys.Validate(t.Context()))
+			b := at(t, c, db, c.Open(t, db.Via(proxy.URL()), 1), nil)
+			noErr(t, b.keys.Validate(t.Context()))
 			runs := int64(0)
 			ctx := pg.WithNetTimeout(t.Context(), 2*time.Second)
 			call := func() (idem.Result[string], error) {
-				return idem.Do(ctx, keys, refund.Key("m1", "r1"), idem.NoFingerprint(), func(ctx context.Context, tx TX) (string, error) {
+				return idem.Do(ctx, b.keys, refund.Key("m1", "r1"), idem.NoFingerprint(), func(ctx context.Context, tx TX) (string, error) {
 					runs++
 					if err := b.Exec(ctx, tx, `INSERT INTO effect SELECT pg_backend_pid()`); err != nil {
 						return "", err

@@ -17,7 +17,7 @@ import (
 // Client is a client library under test.
 type Client[TX any] struct {
 	// Open connects to db with a pool of at most conns connections.
-	Open func(t *testing.T, db *pgtest.DB, conns int) pg.Driver[TX]
+	Open func(t *testing.T, db *pgtest.DB, conns int) Pool[TX]
 
 	// Exec runs a statement in the handler's transaction, as a user's code would.
 	Exec func(ctx context.Context, tx TX, sql string, args ...any) error
@@ -30,6 +30,14 @@ type Client[TX any] struct {
 
 	// Guarded says that the handler's transaction refuses Commit and Rollback.
 	Guarded bool
+}
+
+// Pool is a driver over a client library's pool, and the pool's own way to begin.
+type Pool[TX any] struct {
+	pg.Driver[TX]
+
+	// BeginTx opens a transaction as a user's code would.
+	BeginTx func(ctx context.Context, level pg.Isolation) (TX, error)
 }
 
 // suites are the tests of one package, by the names that docs/guarantees.md uses.
@@ -70,35 +78,51 @@ func seamSuites[TX any]() suites[TX] {
 
 func idemSuites[TX any]() suites[TX] {
 	return suites[TX]{
-		"idem/NewAndRepeat":      idemNewAndRepeat[TX],
-		"idem/Mismatch":          idemMismatch[TX],
-		"idem/Separate":          idemSeparate[TX],
-		"idem/InFlight":          idemInFlight[TX],
-		"idem/Storm":             idemStorm[TX],
-		"idem/HandlerFails":      idemHandlerFails[TX],
-		"idem/HandlerPanics":     idemHandlerPanics[TX],
-		"idem/HandlerEnds":       idemHandlerEnds[TX],
-		"idem/HandlerEndsByVerb": idemHandlerEndsByVerb[TX],
-		"idem/HandlerHidesEnd":   idemHandlerHidesEnd[TX],
-		"idem/BlockingFails":     idemBlockingFails[TX],
-		"idem/HandlerLeavesRole": idemHandlerLeavesRole[TX],
-		"idem/FreshValue":        idemFreshValue[TX],
-		"idem/StaleConnections":  idemStaleConnections[TX],
-		"idem/StalePlan":         idemStalePlan[TX],
-		"idem/SilentNetwork":     idemSilentNetwork[TX],
-		"idem/HandlerSpoils":     idemHandlerSpoils[TX],
-		"idem/HandlerRetried":    idemHandlerRetried[TX],
-		"idem/MaxHandler":        idemMaxHandler[TX],
-		"idem/StricterRole":      idemStricterRole[TX],
-		"idem/HostVanishes":      idemHostVanishes[TX],
-		"idem/ServerLimits":      idemServerLimits[TX],
-		"idem/ContextEnds":       idemContextEnds[TX],
-		"idem/BackendKilled":     idemBackendKilled[TX],
-		"idem/CommitAnswerLost":  idemCommitAnswerLost[TX],
-		"idem/Expiry":            idemExpiry[TX],
-		"idem/ReadOnly":          idemReadOnly[TX],
-		"idem/Results":           idemResults[TX],
-		"idem/UserConstraint":    idemUserConstraint[TX],
+		"idem/NewAndRepeat":         idemNewAndRepeat[TX],
+		"idem/Mismatch":             idemMismatch[TX],
+		"idem/Separate":             idemSeparate[TX],
+		"idem/InFlight":             idemInFlight[TX],
+		"idem/Storm":                idemStorm[TX],
+		"idem/HandlerFails":         idemHandlerFails[TX],
+		"idem/HandlerPanics":        idemHandlerPanics[TX],
+		"idem/HandlerEnds":          idemHandlerEnds[TX],
+		"idem/HandlerEndsByVerb":    idemHandlerEndsByVerb[TX],
+		"idem/HandlerHidesEnd":      idemHandlerHidesEnd[TX],
+		"idem/BlockingFails":        idemBlockingFails[TX],
+		"idem/HandlerLeavesRole":    idemHandlerLeavesRole[TX],
+		"idem/FreshValue":           idemFreshValue[TX],
+		"idem/StaleConnections":     idemStaleConnections[TX],
+		"idem/StalePlan":            idemStalePlan[TX],
+		"idem/SilentNetwork":        idemSilentNetwork[TX],
+		"idem/HandlerSpoils":        idemHandlerSpoils[TX],
+		"idem/HandlerRetried":       idemHandlerRetried[TX],
+		"idem/MaxHandler":           idemMaxHandler[TX],
+		"idem/StricterRole":         idemStricterRole[TX],
+		"idem/HostVanishes":         idemHostVanishes[TX],
+		"idem/ServerLimits":         idemServerLimits[TX],
+		"idem/ContextEnds":          idemContextEnds[TX],
+		"idem/BackendKilled":        idemBackendKilled[TX],
+		"idem/CommitAnswerLost":     idemCommitAnswerLost[TX],
+		"idem/Expiry":               idemExpiry[TX],
+		"idem/ReadOnly":             idemReadOnly[TX],
+		"idem/Results":              idemResults[TX],
+		"idem/Races":                idemRaces[TX],
+		"idem/Waits":                idemWaits[TX],
+		"idem/WaitEnds":             idemWaitEnds[TX],
+		"idem/WaitersTakeOver":      idemWaitersTakeOver[TX],
+		"idem/WaitersAreFew":        idemWaitersAreFew[TX],
+		"idem/WaitKeepsLockTimeout": idemWaitKeepsLockTimeout[TX],
+		"idem/PatientStorm":         idemPatientStorm[TX],
+		"idem/Isolation":            idemIsolation[TX],
+		"idem/ForeignLock":          idemForeignLock[TX],
+		"idem/StoreDown":            idemStoreDown[TX],
+		"idem/RefusalsTouchNothing": idemRefusalsTouchNothing[TX],
+		"idem/RecordVanishes":       idemRecordVanishes[TX],
+		"idem/Final":                idemFinal[TX],
+		"idem/NotFinal":             idemNotFinal[TX],
+		"idem/FinalAfter":           idemFinalAfter[TX],
+		"idem/FinalRaces":           idemFinalRaces[TX],
+		"idem/UserConstraint":       idemUserConstraint[TX],
 	}
 }
 

@@ -26,11 +26,17 @@ func TestPgx(t *testing.T) {
 		t.Run(mode.String(), func(t *testing.T) {
 			t.Parallel()
 			conformance.Run(t, conformance.Client[pgx.Tx]{
-				Open: func(t *testing.T, db *pgtest.DB, conns int) pg.Driver[pgx.Tx] {
+				Open: func(t *testing.T, db *pgtest.DB, conns int) conformance.Pool[pgx.Tx] {
 					cfg := db.Config(t)
 					cfg.MaxConns = int32(conns)
 					cfg.ConnConfig.DefaultQueryExecMode = mode
-					return pgxdriver.New(db.Open(t, cfg))
+					pool := db.Open(t, cfg)
+					return conformance.Pool[pgx.Tx]{
+						Driver: pgxdriver.New(pool),
+						BeginTx: func(ctx context.Context, level pg.Isolation) (pgx.Tx, error) {
+							return pool.BeginTx(ctx, pgx.TxOptions{IsoLevel: pgx.TxIsoLevel(level)})
+						},
+					}
 				},
 				Exec: func(ctx context.Context, tx pgx.Tx, sql string, args ...any) error {
 					_, err := tx.Exec(ctx, sql, args...)
@@ -50,19 +56,19 @@ func TestPgx(t *testing.T) {
 
 func TestDatabaseSQL(t *testing.T) {
 	t.Parallel()
-	conformance.Run(t, sqlClient(func(t *testing.T, db *pgtest.DB, conns int) pg.Driver[*sql.Tx] {
+	conformance.Run(t, sqlClient(func(t *testing.T, db *pgtest.DB, conns int) conformance.Pool[*sql.Tx] {
 		std := db.SQL(t)
 		std.SetMaxOpenConns(conns)
-		return sqldriver.New(std)
+		return conformance.Pool[*sql.Tx]{Driver: sqldriver.New(std), BeginTx: beginSQL(std.BeginTx)}
 	}))
 }
 
 func TestSqlx(t *testing.T) {
 	t.Parallel()
-	conformance.Run(t, sqlClient(func(t *testing.T, db *pgtest.DB, conns int) pg.Driver[*sqlx.Tx] {
-		std := db.SQL(t)
+	conformance.Run(t, sqlClient(func(t *testing.T, db *pgtest.DB, conns int) conformance.Pool[*sqlx.Tx] {
+		std := sqlx.NewDb(db.SQL(t), "pgx")
 		std.SetMaxOpenConns(conns)
-		return sqlxdriver.New(sqlx.NewDb(std, "pgx"))
+		return conformance.Pool[*sqlx.Tx]{Driver: sqlxdriver.New(std), BeginTx: beginSQL(std.BeginTxx)}
 	}))
 }
 
@@ -74,7 +80,16 @@ type stdTx interface {
 	Rollback() error
 }
 
-func sqlClient[TX stdTx](open func(*testing.T, *pgtest.DB, int) pg.Driver[TX]) conformance.Client[TX] {
+func beginSQL[TX any](begin func(context.Context, *sql.TxOptions) (TX, error)) func(context.Context, pg.Isolation) (TX, error) {
+	levels := map[pg.Isolation]sql.IsolationLevel{
+		pg.ReadCommitted: sql.LevelReadCommitted, pg.RepeatableRead: sql.LevelRepeatableRead, pg.Serializable: sql.LevelSerializable,
+	}
+	return func(ctx context.Context, level pg.Isolation) (TX, error) {
+		return begin(ctx, &sql.TxOptions{Isolation: levels[level]})
+	}
+}
+
+func sqlClient[TX stdTx](open func(*testing.T, *pgtest.DB, int) conformance.Pool[TX]) conformance.Client[TX] {
 	return conformance.Client[TX]{
 		Open: open,
 		Exec: func(ctx context.Context, tx TX, sql string, args ...any) error {

@@ -21,6 +21,7 @@ type bench[TX any] struct {
 	Client[TX]
 	t    *testing.T
 	db   *pgtest.DB
+	pool Pool[TX]
 	keys *idem.Store[TX]
 }
 
@@ -28,9 +29,27 @@ func setup[TX any](t *testing.T, c Client[TX], conns int) *bench[TX] {
 	t.Helper()
 	db := pgtest.New(t)
 	db.Exec(t, effects)
-	keys, err := idem.New(c.Open(t, db, conns), nil)
+	return at(t, c, db, c.Open(t, db, conns), nil)
+}
+
+// at is a store on a database that the test has prepared.
+func at[TX any](t *testing.T, c Client[TX], db *pgtest.DB, pool Pool[TX], cfg *idem.Config) *bench[TX] {
+	t.Helper()
+	keys, err := idem.New(pool.Driver, cfg)
 	noErr(t, err)
-	return &bench[TX]{c, t, db, keys}
+	return &bench[TX]{c, t, db, pool, keys}
+}
+
+// other is another process on the same database: another store over another pool.
+func (b *bench[TX]) other(conns int) *bench[TX] {
+	b.t.Helper()
+	return at(b.t, b.Client, b.db, b.Open(b.t, b.db, conns), nil)
+}
+
+// waiting counts the backends that wait for an advisory lock.
+func (b *bench[TX]) waiting() int64 {
+	return b.db.Int(b.t, `SELECT count(*) FROM pg_locks WHERE NOT granted AND locktype = 'advisory'
+		AND database = (SELECT oid FROM pg_database WHERE datname = current_database())`)
 }
 
 // do executes key id with a handler that makes one effect and returns id.
@@ -328,17 +347,12 @@ func idemExpiry[TX any](t *testing.T, c Client[TX]) {
 func idemReadOnly[TX any](t *testing.T, c Client[TX]) {
 	db := pgtest.New(t)
 	db.Exec(t, effects)
-	writable := &bench[TX]{c, t, db, nil}
-	var err error
-	writable.keys, err = idem.New(c.Open(t, db, 1), nil)
-	noErr(t, err)
-	_, err = writable.do(t.Context(), "r1")
+	writable := at(t, c, db, c.Open(t, db, 1), nil)
+	_, err := writable.do(t.Context(), "r1")
 	noErr(t, err)
 
 	db.Exec(t, `ALTER DATABASE "`+db.Name+`" SET default_transaction_read_only = on`)
-	frozen := &bench[TX]{c, t, db, nil}
-	frozen.keys, err = idem.New(c.Open(t, db, 1), nil)
-	noErr(t, err)
+	frozen := at(t, c, db, c.Open(t, db, 1), nil)
 	_, err = idem.Do(t.Context(), frozen.keys, refund.Key("m1", "r2"), idem.NoFingerprint(), func(context.Context, TX) (string, error) {
 		t.Error("the handler ran")
 		return "", nil

@@ -47,11 +47,9 @@ func idemMaxHandler[TX any](t *testing.T, c Client[TX]) {
 func idemStricterRole[TX any](t *testing.T, c Client[TX]) {
 	db := pgtest.New(t)
 	db.Exec(t, effects+fmt.Sprintf(`; ALTER DATABASE %q SET idle_in_transaction_session_timeout = '2s'`, db.Name))
-	keys, err := idem.New(c.Open(t, db, 2), nil)
-	noErr(t, err)
-	b := &bench[TX]{c, t, db, keys}
+	b := at(t, c, db, c.Open(t, db, 2), nil)
 	runs := int64(0)
-	_, err = idem.Do(t.Context(), keys, refund.Key("m1", "r1"), idem.NoFingerprint(), func(ctx context.Context, tx TX) (string, error) {
+	_, err := idem.Do(t.Context(), b.keys, refund.Key("m1", "r1"), idem.NoFingerprint(), func(ctx context.Context, tx TX) (string, error) {
 		runs++
 		noErr(t, b.Exec(ctx, tx, `INSERT INTO effect VALUES ('r1')`))
 		b.quiet() // until the server has had enough
@@ -106,10 +104,8 @@ func idemServerLimits[TX any](t *testing.T, c Client[TX]) {
 			db := pgtest.New(t)
 			db.Exec(t, effects+fmt.Sprintf(`; ALTER DATABASE %q SET idle_in_transaction_session_timeout = '%s'`, db.Name, role))
 			d := c.Open(t, db, 1)
-			keys, err := idem.New(d, nil)
-			noErr(t, err)
-			b := &bench[TX]{c, t, db, keys}
-			_, err = idem.Do(t.Context(), keys, refund.Key("m1", "r1"), idem.NoFingerprint(), func(ctx context.Context, tx TX) (string, error) {
+			b := at(t, c, db, d, nil)
+			_, err := idem.Do(t.Context(), b.keys, refund.Key("m1", "r1"), idem.NoFingerprint(), func(ctx context.Context, tx TX) (string, error) {
 				return "", b.Exec(ctx, tx, `INSERT INTO effect SELECT current_setting('idle_in_transaction_session_timeout') || ' ' || current_setting('client_connection_check_interval')`)
 			})
 			noErr(t, err)

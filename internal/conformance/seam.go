@@ -15,7 +15,7 @@ import (
 
 // Every type that may cross the seam, there and back.
 func seamValues[TX any](t *testing.T, c Client[TX]) {
-	d := c.Open(t, pgtest.New(t), 2)
+	d := c.Open(t, pgtest.New(t), 2).Driver
 	when := time.Date(2026, 3, 29, 1, 30, 0, 123456000, time.UTC)
 	const sql = `SELECT $1::text, $2::bigint, $3::bool, $4::bytea, $5::timestamptz, $6::float8, $7::text, $8::bytea`
 	var (
@@ -48,7 +48,7 @@ func seamValues[TX any](t *testing.T, c Client[TX]) {
 }
 
 func seamNoRow[TX any](t *testing.T, c Client[TX]) {
-	d := c.Open(t, pgtest.New(t), 2)
+	d := c.Open(t, pgtest.New(t), 2).Driver
 	tx := begin(t, d, "")
 	var n, rows int64
 	none := pg.Stmt{SQL: `SELECT 1::bigint WHERE false`, Dest: []any{&n}}
@@ -72,7 +72,7 @@ func seamNoRow[TX any](t *testing.T, c Client[TX]) {
 func seamRunAllStops[TX any](t *testing.T, c Client[TX]) {
 	db := pgtest.New(t)
 	db.Exec(t, effects)
-	d := c.Open(t, db, 2)
+	d := c.Open(t, db, 2).Driver
 	tx := begin(t, d, "")
 	err := tx.RunAll(t.Context(),
 		pg.Stmt{SQL: `INSERT INTO effect VALUES ('a')`},
@@ -92,7 +92,7 @@ func seamRunAllStops[TX any](t *testing.T, c Client[TX]) {
 func seamErrorFields[TX any](t *testing.T, c Client[TX]) {
 	db := pgtest.New(t)
 	db.Exec(t, `CREATE TABLE a (id int CONSTRAINT a_pk PRIMARY KEY, v int NOT NULL); INSERT INTO a VALUES (1, 1)`)
-	d := c.Open(t, db, 2)
+	d := c.Open(t, db, 2).Driver
 	err := d.Pool().Run(t.Context(), pg.Stmt{SQL: `INSERT INTO a VALUES ($1::int, 2)`, Args: []any{int64(1)}})
 	e, ok := errors.AsType[*pg.Error](err)
 	if !ok || e.Code != pg.CodeUnique || e.Fatal || e.Schema != "public" || e.Table != "a" || e.Constraint != "a_pk" || e.Detail == "" {
@@ -112,7 +112,7 @@ func seamErrorFields[TX any](t *testing.T, c Client[TX]) {
 func seamCallersTransaction[TX any](t *testing.T, c Client[TX]) {
 	db := pgtest.New(t)
 	db.Exec(t, effects)
-	d := c.Open(t, db, 2)
+	d := c.Open(t, db, 2).Driver
 	owner := begin(t, d, "") // stands for a transaction of the caller's
 	q := d.Tx(owner.Handle())
 	noErr(t, q.RunAll(t.Context(), pg.Stmt{SQL: `INSERT INTO effect VALUES ('a')`}, pg.Stmt{SQL: `INSERT INTO effect VALUES ('b')`}))
@@ -154,7 +154,7 @@ func seamFailedBegin[TX any](t *testing.T, c Client[TX]) {
 func seamIsolation[TX any](t *testing.T, c Client[TX]) {
 	db := pgtest.New(t)
 	db.Exec(t, `ALTER DATABASE "`+db.Name+`" SET default_transaction_isolation = 'serializable'`)
-	d := c.Open(t, db, 2)
+	d := c.Open(t, db, 2).Driver
 	for level, want := range map[pg.Isolation]string{
 		"": "read committed", pg.ReadCommitted: "read committed",
 		pg.RepeatableRead: "repeatable read", pg.Serializable: "serializable",
@@ -173,7 +173,7 @@ func seamCommitRefused[TX any](t *testing.T, c Client[TX]) {
 	db := pgtest.New(t)
 	db.Exec(t, effects+`; CREATE TABLE parent (id int PRIMARY KEY);
 		CREATE TABLE child (id int REFERENCES parent DEFERRABLE INITIALLY DEFERRED)`)
-	d := c.Open(t, db, 1)
+	d := c.Open(t, db, 1).Driver
 	insert := pg.Stmt{SQL: `INSERT INTO effect VALUES ('a')`}
 	for name, last := range map[string]string{
 		"statement": `INSERT INTO effect VALUES (NULL)`,
@@ -204,7 +204,7 @@ func seamCommitRefused[TX any](t *testing.T, c Client[TX]) {
 func seamCommitLost[TX any](t *testing.T, c Client[TX]) {
 	db := pgtest.New(t)
 	db.Exec(t, effects)
-	d := c.Open(t, db, 1)
+	d := c.Open(t, db, 1).Driver
 	tx := begin(t, d, "", pg.Stmt{SQL: `INSERT INTO effect VALUES ('a')`})
 	err := tx.Commit(t.Context(), pg.Stmt{SQL: `SELECT pg_terminate_backend(pg_backend_pid())`})
 	if !errors.Is(err, pg.ErrOutcomeUnknown) && !errors.Is(err, pg.ErrTxLost) {
@@ -220,7 +220,7 @@ func seamCommitLost[TX any](t *testing.T, c Client[TX]) {
 func seamHandleDies[TX any](t *testing.T, c Client[TX]) {
 	db := pgtest.New(t)
 	db.Exec(t, effects)
-	d := c.Open(t, db, 1)
+	d := c.Open(t, db, 1).Driver
 	for name, end := range map[string]func(tx pg.OwnedTx[TX]){
 		"commit":   func(tx pg.OwnedTx[TX]) { noErr(t, tx.Commit(t.Context())) },
 		"rollback": func(tx pg.OwnedTx[TX]) { tx.Rollback(t.Context()) },
@@ -242,7 +242,7 @@ func seamHandleDies[TX any](t *testing.T, c Client[TX]) {
 func seamDeadContext[TX any](t *testing.T, c Client[TX]) {
 	db := pgtest.New(t)
 	db.Exec(t, effects)
-	d := c.Open(t, db, 1)
+	d := c.Open(t, db, 1).Driver
 	dead, cancel := context.WithCancel(t.Context())
 	cancel()
 	insert := pg.Stmt{SQL: `INSERT INTO effect VALUES ('a')`}
@@ -261,7 +261,7 @@ func seamDeadContext[TX any](t *testing.T, c Client[TX]) {
 // and the connection with it.
 func seamPoolOfOne[TX any](t *testing.T, c Client[TX]) {
 	db := pgtest.New(t)
-	d := c.Open(t, db, 1)
+	d := c.Open(t, db, 1).Driver
 	holder := begin(t, d, "")
 	ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
 	defer cancel()
@@ -293,7 +293,7 @@ func seamPoolOfOne[TX any](t *testing.T, c Client[TX]) {
 }
 
 func seamQueryStopsEarly[TX any](t *testing.T, c Client[TX]) {
-	d := c.Open(t, pgtest.New(t), 1)
+	d := c.Open(t, pgtest.New(t), 1).Driver
 	n := 0
 	for _, err := range d.Pool().Query(t.Context(), `SELECT g FROM generate_series(1, 10000) g`) {
 		noErr(t, err)
@@ -312,7 +312,7 @@ func seamQueryStopsEarly[TX any](t *testing.T, c Client[TX]) {
 
 func seamSession[TX any](t *testing.T, c Client[TX]) {
 	db := pgtest.New(t)
-	d := c.Open(t, db, 2)
+	d := c.Open(t, db, 2).Driver
 	s, err := d.Session(t.Context())
 	noErr(t, err)
 	noErr(t, s.Run(t.Context(), pg.Stmt{SQL: `SELECT pg_advisory_lock(1)`}))
@@ -336,7 +336,7 @@ const locksHeld = `SELECT count(*) FROM pg_locks l JOIN pg_database d ON d.oid =
 
 // The network deadline is for the trip: waiting for a connection does not use it up.
 func seamLongWait[TX any](t *testing.T, c Client[TX]) {
-	d := c.Open(t, pgtest.New(t), 1)
+	d := c.Open(t, pgtest.New(t), 1).Driver
 	holder := begin(t, d, "")
 	const deadline = 100 * time.Millisecond
 	ctx := pg.WithNetTimeout(t.Context(), deadline)

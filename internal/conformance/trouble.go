@@ -63,20 +63,18 @@ func idemSilentNetwork[TX any](t *testing.T, c Client[TX]) {
 	db := pgtest.New(t)
 	db.Exec(t, effects)
 	proxy := fault.New(t, db.URL)
-	keys, err := idem.New(c.Open(t, db.Via(proxy.URL()), 1), nil)
-	noErr(t, err)
-	b := &bench[TX]{c, t, db, keys}
+	b := at(t, c, db, c.Open(t, db.Via(proxy.URL()), 1), nil)
 	ctx := pg.WithNetTimeout(t.Context(), time.Second)
 	verbs := map[string]func() error{
-		"validate": func() error { return keys.Validate(ctx) },
+		"validate": func() error { return b.keys.Validate(ctx) },
 		"lookup": func() error {
-			_, _, err := idem.Lookup[string](ctx, keys, refund.Key("m1", "r1"), idem.NoFingerprint())
+			_, _, err := idem.Lookup[string](ctx, b.keys, refund.Key("m1", "r1"), idem.NoFingerprint())
 			return err
 		},
 		"do": func() error { _, err := b.do(ctx, "r1"); return err },
 	}
 	for name, verb := range verbs {
-		pgtest.Eventually(t, "the pool has a good connection", func() bool { return keys.Validate(t.Context()) == nil })
+		pgtest.Eventually(t, "the pool has a good connection", func() bool { return b.keys.Validate(t.Context()) == nil })
 		proxy.Arm(db.Int(t, `SELECT pid FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()
 			AND state = 'idle' ORDER BY backend_start DESC LIMIT 1`), fault.MuteNext)
 		if err := verb(); !errors.Is(err, idem.ErrUnavailable) {
