@@ -142,11 +142,8 @@ func worthAnother(err error) bool {
 
 // sqlState is the SQLSTATE of our own statements' errors and of the handler's.
 func sqlState(err error) string {
-	if h, ok := errors.AsType[*handlerError](err); ok {
-		err = h.err
-	}
 	var e interface{ SQLState() string }
-	if errors.As(err, &e) {
+	if errors.As(unmarked(err), &e) {
 		return e.SQLState()
 	}
 	return ""

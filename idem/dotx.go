@@ -137,12 +137,12 @@ func (j *joined[TX]) undo(ctx context.Context, err error) error {
 		return j.gone(ctx, err)
 	}
 	if undone := j.rollback(ctx); undone != nil {
-		return errors.Join(undone, err)
+		return errors.Join(undone, unmarked(err))
 	}
 	tctx, cancel := pg.TripContext(ctx)
 	defer cancel()
 	if broken := j.tx.Run(tctx, release); broken != nil {
-		return errors.Join(j.explain(broken), err)
+		return errors.Join(j.explain(broken), unmarked(err))
 	}
 	return j.explain(err)
 }

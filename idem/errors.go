@@ -106,6 +106,14 @@ type handlerError struct{ err error }
 
 func (e *handlerError) Error() string { return e.err.Error() }
 
+// unmarked is err as the handler returned it, if it did.
+func unmarked(err error) error {
+	if h, ok := errors.AsType[*handlerError](err); ok {
+		return h.err
+	}
+	return err
+}
+
 // publish turns the seam's facts into the exported ones and says which key they are about.
 func publish(verb string, key Key, err error) error {
 	if h, ok := errors.AsType[*handlerError](err); ok {

@@ -42,10 +42,7 @@ func (c *call[TX]) tell(kind EventKind, err error) {
 	if c.store.cfg.Observe == nil {
 		return
 	}
-	if h, ok := errors.AsType[*handlerError](err); ok {
-		err = h.err
-	}
-	c.store.cfg.Observe(Event{Kind: kind, Key: c.key, Attempt: c.runs, Took: time.Since(c.began), Err: err})
+	c.store.cfg.Observe(Event{Kind: kind, Key: c.key, Attempt: c.runs, Took: time.Since(c.began), Err: unmarked(err)})
 }
 
 // ended reports the end of the call.

@@ -97,10 +97,7 @@ func (e *execution[TX]) commit(ctx context.Context, result []byte) (record, erro
 
 // tooLate is the error of a handler that took too long, with its own, if it has one.
 func (e *execution[TX]) tooLate(err error) error {
-	if h, ok := errors.AsType[*handlerError](err); ok {
-		err = h.err
-	}
-	if err == nil {
+	if err = unmarked(err); err == nil {
 		return fmt.Errorf("%w (%v): rolled back", ErrHandlerTimeout, e.call.op.MaxHandler)
 	}
 	return fmt.Errorf("%w (%v): rolled back: %w", ErrHandlerTimeout, e.call.op.MaxHandler, err)

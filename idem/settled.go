@@ -25,14 +25,11 @@ func (c *call[TX]) block(ctx context.Context) error {
 
 // blocked is the error of a handler that ended its transaction, after blocking its key.
 func (c *call[TX]) blocked(ctx context.Context, cause error) error {
-	if h, ok := errors.AsType[*handlerError](cause); ok {
-		cause = h.err
-	}
 	err := c.block(ctx)
 	if err != nil {
 		err = fmt.Errorf("the key could not be blocked, a repeat may execute it again: %w", err)
 	}
-	return errors.Join(fmt.Errorf("%w: what it wrote may be committed, so the key is blocked", ErrTxEnded), cause, err)
+	return errors.Join(fmt.Errorf("%w: what it wrote may be committed, so the key is blocked", ErrTxEnded), unmarked(cause), err)
 }
 
 // storeRefusal stores a refusal after the handler's transaction was rolled back. The key's
