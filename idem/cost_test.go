@@ -4,7 +4,10 @@ package idem_test
 
 import (
 	"context"
+	"errors"
 	"strings"
+	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -82,6 +85,113 @@ func TestRoundTripsOnPgx(t *testing.T) {
 				t.Errorf("a lookup took %d trips, want 1", got)
 			}
 		})
+	}
+}
+
+// What the other verbs cost on pgx.
+func TestRoundTripsOfTheOtherVerbs(t *testing.T) {
+	t.Parallel()
+	db := pgtest.New(t)
+	db.Exec(t, effects)
+	pool, wire := wired(t, db, pgx.QueryExecModeExec)
+	keys := newStore(t, pool, nil)
+	if err := keys.Validate(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	likely := func(id string) func(pgx.Tx) error {
+		return func(pgx.Tx) error {
+			_, err := idem.Do(t.Context(), keys, refund.Key("m1", id).LikelyReplay(), idem.NoFingerprint(), noEffect)
+			settle(t, pool)
+			return err
+		}
+	}
+	inTx := func(id string, result error) func(pgx.Tx) error {
+		return func(tx pgx.Tx) error {
+			_, err := idem.DoTx(t.Context(), keys, tx, refund.Key("m1", id), idem.NoFingerprint(), func(context.Context, pgx.Tx) (string, error) {
+				return "receipt", result
+			})
+			if result != nil && errors.Is(err, result) {
+				return nil
+			}
+			return err
+		}
+	}
+	seen := func(tx pgx.Tx) error {
+		_, err := keys.SeenTx(t.Context(), tx, refund.Key("queue", "m1"))
+		return err
+	}
+	for _, tc := range []struct {
+		name string
+		call func(pgx.Tx) error
+		want int64
+	}{
+		{"likely replay, wrongly so", likely("a"), 1 + 2},
+		{"likely replay", likely("a"), 1},
+		{"DoTx, new", inTx("b", nil), 2},
+		{"DoTx, repeat", inTx("b", nil), 2},
+		{"DoTx, handler fails", inTx("c", errors.New("no")), 3},
+		{"SeenTx, new", seen, 1},
+		{"SeenTx, seen", seen, 1},
+	} {
+		var tx pgx.Tx
+		if !strings.HasPrefix(tc.name, "likely") {
+			var err error
+			if tx, err = pool.Begin(t.Context()); err != nil {
+				t.Fatal(err)
+			}
+		}
+		got := trips(wire, func() {
+			if err := tc.call(tx); err != nil {
+				t.Errorf("%s: %v", tc.name, err)
+			}
+		})
+		if tx != nil {
+			if err := tx.Commit(t.Context()); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if got != tc.want {
+			t.Errorf("%s took %d trips, want %d", tc.name, got, tc.want)
+		}
+	}
+}
+
+func noEffect(context.Context, pgx.Tx) (string, error) { return "receipt", nil }
+
+// A crowd in one process asks for one key: one of them goes to the server.
+func TestFollowersCostNoTrip(t *testing.T) {
+	t.Parallel()
+	pool, wire := wired(t, pgtest.New(t), pgx.QueryExecModeExec)
+	keys := newStore(t, pool, nil)
+	if err := keys.Validate(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	op := idem.Op{Name: "storm", Wait: time.Hour}
+	const crowd = 100
+	var arrived, done sync.WaitGroup
+	arrived.Add(crowd)
+	executed := atomic.Int64{}
+	got := trips(wire, func() {
+		for range crowd {
+			done.Go(func() {
+				arrived.Done()
+				res, err := idem.Do(t.Context(), keys, op.Key("m1", "r1"), idem.NoFingerprint(), func(context.Context, pgx.Tx) (string, error) {
+					arrived.Wait()
+					pgtest.Eventually(t, "the crowd is in line", func() bool { return idem.Followers(keys) == crowd-1 })
+					return "receipt", nil
+				})
+				if err != nil || res.Value != "receipt" {
+					t.Errorf("got %+v, %v", res, err)
+				}
+				if !res.Replayed {
+					executed.Add(1)
+				}
+			})
+		}
+		done.Wait()
+	})
+	if got != 2 || executed.Load() != 1 {
+		t.Errorf("%d trips, %d executions; want 2 and 1", got, executed.Load())
 	}
 }
 

@@ -6,6 +6,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"reflect"
 
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgxpool"
@@ -55,6 +56,105 @@ func ExampleDo() {
 	// refund 1, replayed: false
 	// refund 1, replayed: true
 	// refused: another request under this key
+}
+
+func ExampleDoTx() {
+	pgtest.Example(refundTable, func(ctx context.Context, pool *pgxpool.Pool) error {
+		keys, err := idem.New(pgxdriver.New(pool), nil)
+		if err != nil {
+			return err
+		}
+		return pgx.BeginFunc(ctx, pool, func(tx pgx.Tx) error { // ends as the caller says
+			for range 2 {
+				res, err := idem.DoTx(ctx, keys, tx, CreateRefund.Key("merchant-7", "a3f1"), idem.JSON([]byte(`{"cents": 1250}`)),
+					func(ctx context.Context, tx pgx.Tx) (r Receipt, err error) {
+						err = tx.QueryRow(ctx, `INSERT INTO refund (merchant, body) VALUES ('merchant-7', '{}') RETURNING id`).Scan(&r.RefundID)
+						return r, err
+					})
+				if err != nil {
+					return err
+				}
+				fmt.Printf("refund %d, replayed: %t\n", res.Value.RefundID, res.Replayed)
+			}
+			return nil
+		})
+	})
+	// Output:
+	// refund 1, replayed: false
+	// refund 1, replayed: true
+}
+
+func ExampleStore_SeenTx() {
+	pgtest.Example(refundTable, func(ctx context.Context, pool *pgxpool.Pool) error {
+		keys, err := idem.New(pgxdriver.New(pool), nil)
+		if err != nil {
+			return err
+		}
+		op := idem.Op{Name: "refund.requested"}
+		consume := func(messageID string) error {
+			return pgx.BeginFunc(ctx, pool, func(tx pgx.Tx) error {
+				seen, err := keys.SeenTx(ctx, tx, op.Key("refund-queue", messageID))
+				if err != nil || seen {
+					fmt.Println("seen:", seen)
+					return err
+				}
+				fmt.Println("first delivery")
+				_, err = tx.Exec(ctx, `INSERT INTO refund (merchant, body) VALUES ('merchant-7', '{}')`)
+				return err
+			})
+		}
+		return errors.Join(consume("m-1"), consume("m-1"))
+	})
+	// Output:
+	// first delivery
+	// seen: true
+}
+
+func ExampleFinal() {
+	pgtest.Example(refundTable, func(ctx context.Context, pool *pgxpool.Pool) error {
+		keys, err := idem.New(pgxdriver.New(pool), nil)
+		if err != nil {
+			return err
+		}
+		for range 2 {
+			res, err := idem.Do(ctx, keys, CreateRefund.Key("merchant-7", "a3f1"), idem.NoFingerprint(),
+				func(context.Context, pgx.Tx) (string, error) {
+					return "account-closed", idem.Final(errors.New("the account was closed in 2019"))
+				})
+			if refused, ok := errors.AsType[*idem.RefusedError](err); ok {
+				fmt.Printf("%s: %s, replayed: %t\n", res.Value, refused.Reason, res.Replayed)
+			}
+		}
+		return nil
+	})
+	// Output:
+	// account-closed: the account was closed in 2019, replayed: false
+	// account-closed: the account was closed in 2019, replayed: true
+}
+
+func ExampleJSON() {
+	a, b := idem.JSON([]byte(`{"cents": 1250, "to": "DE02"}`)), idem.JSON([]byte(`{"to":"DE02","cents":1.25e3}`))
+	fmt.Println(reflect.DeepEqual(a, b))
+	// Output: true
+}
+
+func ExampleConfig_observe() {
+	pgtest.Example(``, func(ctx context.Context, pool *pgxpool.Pool) error {
+		keys, err := idem.New(pgxdriver.New(pool), &idem.Config{
+			Observe: func(e idem.Event) { fmt.Println(e.Kind, e.Attempt, errors.Is(e.Err, idem.ErrMismatch)) }, // count it
+		})
+		if err != nil {
+			return err
+		}
+		for _, fp := range []idem.Fingerprint{idem.Bytes([]byte("a")), idem.Bytes([]byte("a")), idem.Bytes([]byte("b"))} {
+			_, _ = idem.Do(ctx, keys, CreateRefund.Key("m", "1"), fp, func(context.Context, pgx.Tx) (int, error) { return 1, nil })
+		}
+		return nil
+	})
+	// Output:
+	// executed 1 false
+	// replayed 0 false
+	// failed 0 true
 }
 
 func ExampleLookup() {

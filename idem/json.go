@@ -37,58 +37,26 @@ func canonicalJSON(document []byte) ([]byte, error) {
 	if !utf8.Valid(document) {
 		return nil, errors.New("is not valid UTF-8")
 	}
-	canonical, err := jcs.Transform(document) // first: it bounds the depth
+	canonical, err := jcs.Transform(document) // refuses duplicate members, and bounds the depth
 	if err != nil {
 		return nil, fmt.Errorf("is not JSON that has a canonical form: %w", err)
 	}
 	d := json.NewDecoder(bytes.NewReader(document))
 	d.UseNumber()
-	if err := checkValue(d); err != nil {
-		return nil, err
-	}
-	if _, err := d.Token(); !errors.Is(err, io.EOF) {
-		return nil, errors.New("has something after the JSON document")
-	}
-	return canonical, nil
-}
-
-// checkValue reads the next value and finds what a reader could take in two ways.
-func checkValue(d *json.Decoder) error {
-	token, err := d.Token()
-	if err != nil {
-		return fmt.Errorf("is not JSON: %w", err)
-	}
-	switch v := token.(type) {
-	case json.Number:
-		return checkNumber(v.String())
-	case json.Delim:
-		return checkInside(d, v)
-	}
-	return nil
-}
-
-func checkInside(d *json.Decoder, open json.Delim) error {
-	members := map[string]bool{}
-	for d.More() {
-		if open == '{' {
-			token, err := d.Token()
-			if err != nil {
-				return fmt.Errorf("is not JSON: %w", err)
-			}
-			name, _ := token.(string)
-			if members[name] {
-				return fmt.Errorf("has the member %.40q twice in one object", name)
-			}
-			members[name] = true
+	for {
+		token, err := d.Token()
+		if errors.Is(err, io.EOF) {
+			return canonical, nil
 		}
-		if err := checkValue(d); err != nil {
-			return err
+		if err != nil {
+			return nil, fmt.Errorf("is not JSON: %w", err)
+		}
+		if number, ok := token.(json.Number); ok {
+			if err := checkNumber(number.String()); err != nil {
+				return nil, err
+			}
 		}
 	}
-	if _, err := d.Token(); err != nil { // the closing delimiter
-		return fmt.Errorf("is not JSON: %w", err)
-	}
-	return nil
 }
 
 // checkNumber refuses a number that comes out of a float64 as another one.
