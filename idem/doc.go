@@ -37,5 +37,8 @@
 //   - The handler fails or panics: everything is rolled back, nothing is stored.
 //   - The handler ends its transaction: [ErrTxEnded], and the key is blocked if the
 //     effect may be durable.
-//   - Two callers at once: one executes, the other gets [ErrInFlight] and may ask again.
+//   - Two callers at once: one executes, the other waits for up to [Op.Wait] and gets its
+//     answer, or [ErrInFlight] and may ask again.
+//   - The handler refuses for good ([Final]): everything is rolled back, the refusal is
+//     stored and is the answer.
 package idem

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"reflect"
+	"time"
 
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgxpool"
@@ -18,7 +19,7 @@ import (
 // Receipt is what a refund answers.
 type Receipt struct{ RefundID int64 }
 
-var CreateRefund = idem.Op{Name: "refund.create", ReplayFor: idem.Forever, RememberFor: idem.Forever}
+var CreateRefund = idem.Op{Name: "refund.create", ReplayFor: idem.Forever, RememberFor: idem.Forever, Wait: 2 * time.Second}
 
 // The money moves and the receipt is recorded in one commit. Every repeat of
 // (merchant, key) gets the first receipt; the same key with another body is refused.
