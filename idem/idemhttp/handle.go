@@ -1,0 +1,247 @@
+package idemhttp
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/http"
+	"time"
+
+	"github.com/pgonce/pgonce/idem"
+)
+
+const (
+	defaultMaxBody = 1 << 20
+	defaultMaxWait = 5 * time.Second
+)
+
+// Config tunes a [Handle]. A nil *Config is ready to use.
+type Config struct {
+	// MaxBody is how many bytes the body of a request may have; a larger one gets 413. The body
+	// is kept in memory. Defaults to 1 MiB.
+	MaxBody int64
+
+	// MaxWait is how long a request waits for a free connection of the pool; after that it
+	// gets 503, and nothing was done. Defaults to 5 seconds.
+	MaxWait time.Duration
+
+	// Challenge is the WWW-Authenticate header of a 401 (RFC 9110 wants one), such as "Bearer".
+	// Defaults to none.
+	Challenge string
+
+	// Logger gets a line for each request that is answered with 500 or 503, since the client is
+	// not told why. Defaults to slog.Default(): these errors have no other way out.
+	Logger *slog.Logger
+}
+
+// Func answers a request inside a transaction. It must not end the transaction, and may be called
+// again after a run that was rolled back, as with [idem.Do]. Its ctx, which is r's too, lives on when
+// the client is gone, and ends at [idem.Op.MaxHandler]. The body of r is in memory.
+type Func[TX any] func(ctx context.Context, tx TX, r *http.Request) (Response, error)
+
+// Handle makes a handler that runs fn once per Idempotency-Key, and answers every repeat with the first
+// response, byte by byte, marked by "Idempotent-Replayed: true".
+//
+// scope says who is asking: the tenant, merchant or user who may choose keys without asking
+// the others, 1 to 255 bytes. It must come from what was authenticated, never from what the
+// client merely claims. It runs for each request, before anything is looked up; its error refuses the
+// request: [ErrUnauthenticated] with 401, [ErrForbidden] with 403, any other with 503.
+//
+// What becomes of fn's response:
+//
+//   - 2xx, 3xx: what fn wrote is committed, the response is stored, then it is sent.
+//   - 4xx beside an [idem.Final] error: rolled back, the response is stored, then it is sent. A zero
+//     Response stands for a 422. A status that is never stored (401, 403, 408, 409, 425, 429) cannot be final.
+//   - Any other 4xx, 5xx: rolled back, nothing is stored, it is sent as it is.
+//   - An error: rolled back, nothing is stored, 500. A panic goes on to the server.
+//
+// What Handle answers by itself is problem+json (RFC 9457) with one of the types that are named
+// Problem. POST, PUT, PATCH and DELETE need a key. Every other method gets 405, with a key or without: the
+// header is for requests that have an effect, and fn is for nothing else.
+//
+// A client that is gone changes nothing: see [Func]. With a server's WriteTimeout shorter than fn takes, the
+// response of the first request is lost, and its effect is not: a repeat gets the response.
+// How long a body may trickle in is the server's ReadTimeout; no connection of the pool is held for it.
+//
+// Errors: a nil argument, an operation that cannot be used, a negative limit.
+//
+// Cost: that of [idem.Do]. A request that is refused (400, 401, 403, 405, 413) costs no round trip.
+func Handle[TX any](keys *idem.Store[TX], op idem.Op, scope func(*http.Request) (string, error), fn Func[TX], cfg *Config) (http.Handler, error) {
+	h := &handler[TX]{keys: keys, op: op, scope: scope, fn: fn}
+	if cfg != nil {
+		h.cfg = *cfg
+	}
+	if h.cfg.MaxBody == 0 {
+		h.cfg.MaxBody = defaultMaxBody
+	}
+	if h.cfg.MaxWait == 0 {
+		h.cfg.MaxWait = defaultMaxWait
+	}
+	if h.cfg.Logger == nil {
+		h.cfg.Logger = slog.Default()
+	}
+	if err := h.check(); err != nil {
+		return nil, fmt.Errorf("idemhttp: handle: %w", err)
+	}
+	return h, nil
+}
+
+type handler[TX any] struct {
+	keys  *idem.Store[TX]
+	op    idem.Op
+	scope func(*http.Request) (string, error)
+	fn    Func[TX]
+	cfg   Config
+}
+
+func (h *handler[TX]) check() error {
+	switch {
+	case h.keys == nil:
+		return errors.New("nil store: pass the *idem.Store of idem.New")
+	case h.scope == nil:
+		return errors.New("nil scope: pass a function that says who is asking")
+	case h.fn == nil:
+		return errors.New("nil function")
+	case h.cfg.MaxBody < 0 || h.cfg.MaxWait < 0:
+		return errors.New("negative limit: leave it 0 for the default")
+	}
+	return nil
+}
+
+// ServeHTTP sends nothing before everything is decided.
+func (h *handler[TX]) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	q, err := h.admit(w, r)
+	var (
+		resp     Response
+		replayed bool
+	)
+	if err == nil {
+		resp, replayed, err = h.do(q)
+	}
+	if err != nil {
+		p := problemOf(err)
+		if p.Status >= http.StatusInternalServerError {
+			h.cfg.Logger.ErrorContext(r.Context(), "idemhttp: request failed", "op", h.op.Name, "status", p.Status, "err", err)
+		}
+		resp = p.response()
+	}
+	resp.write(w, replayed)
+}
+
+// admit decides whether a request is one that may be executed or answered from a record.
+func (h *handler[TX]) admit(w http.ResponseWriter, r *http.Request) (*request, error) {
+	switch r.Method {
+	case http.MethodPost, http.MethodPut, http.MethodPatch, http.MethodDelete:
+	default:
+		return nil, newProblem(http.StatusMethodNotAllowed, ProblemMethod,
+			"This resource is for requests that have an effect.", "Allow", "DELETE, PATCH, POST, PUT")
+	}
+	in := newBody(w, r, h.cfg.MaxBody)
+	asking := r.WithContext(r.Context())
+	asking.Body = in
+	scope, err := h.scope(asking)
+	if err != nil {
+		return nil, h.refused(err)
+	}
+	id, err := keyOf(r.Header)
+	if err != nil {
+		return nil, err
+	}
+	data, err := in.rest(r, h.cfg.MaxBody)
+	if err != nil {
+		return nil, h.unreadable(err)
+	}
+	return &request{http: r, key: h.op.Key(scope, id), body: data}, nil
+}
+
+// refused is the answer to an error of scope.
+func (h *handler[TX]) refused(err error) error {
+	_, tooLarge := errors.AsType[*http.MaxBytesError](err)
+	switch {
+	case errors.Is(err, ErrUnauthenticated):
+		p := newProblem(http.StatusUnauthorized, ProblemUnauthenticated, "Nobody is known by what this request shows.")
+		if h.cfg.Challenge != "" {
+			p.header.Set("WWW-Authenticate", h.cfg.Challenge)
+		}
+		return p
+	case errors.Is(err, ErrForbidden):
+		return newProblem(http.StatusForbidden, ProblemForbidden, "This request is not allowed.")
+	case tooLarge:
+		return h.unreadable(err)
+	}
+	return fmt.Errorf("%w: scope: %w", idem.ErrUnavailable, err)
+}
+
+// unreadable is the answer to an error of the body.
+func (h *handler[TX]) unreadable(err error) error {
+	if _, ok := errors.AsType[*http.MaxBytesError](err); ok {
+		return newProblem(http.StatusRequestEntityTooLarge, ProblemTooLarge, fmt.Sprintf("The limit is %d bytes.", h.cfg.MaxBody))
+	}
+	if errors.Is(err, errBodyGone) {
+		return err
+	}
+	return newProblem(http.StatusBadRequest, ProblemUnreadableBody, "The body could not be read to its end.")
+}
+
+// do executes a request, or answers it from its record.
+func (h *handler[TX]) do(q *request) (resp Response, replayed bool, err error) {
+	wait, cancel := newWaiting(q.http, h.cfg.MaxWait)
+	defer cancel()
+	res, err := idem.Do(wait.ctx, h.keys, q.key, q.fingerprint(), func(ctx context.Context, tx TX) (Response, error) {
+		if err := wait.over(); err != nil {
+			return Response{}, err
+		}
+		defer wait.again()
+		return h.run(ctx, tx, q)
+	})
+	if u, ok := errors.AsType[*unstored](err); ok && !errors.Is(err, idem.ErrTxEnded) && !errors.Is(err, idem.ErrHandlerTimeout) {
+		return u.response, false, nil
+	}
+	if err != nil {
+		return Response{}, false, err
+	}
+	resp, err = res.Value.checked()
+	if err != nil || res.Value.Status == 0 {
+		return Response{}, false, errors.Join(errNotResponse, err)
+	}
+	return resp, res.Replayed, nil
+}
+
+// run is one run of the function. Whatever is not to be stored is an error for [idem.Do].
+func (h *handler[TX]) run(ctx context.Context, tx TX, q *request) (Response, error) {
+	r := q.fresh(ctx)
+	defer func() {
+		if r.MultipartForm != nil {
+			_ = r.MultipartForm.RemoveAll() // the server does that for its own request only
+		}
+	}()
+	resp, err := h.fn(ctx, tx, r)
+	if err != nil {
+		return Response{}, &functionError{err}
+	}
+	resp, err = resp.checked()
+	if err == nil && !succeeds(resp.Status) {
+		return Response{}, &unstored{resp}
+	}
+	if err == nil {
+		resp, err = resp.storable()
+	}
+	if err != nil {
+		return Response{}, &functionError{err}
+	}
+	return resp, nil
+}
+
+// unstored carries a response past the commit.
+type unstored struct{ response Response }
+
+func (u *unstored) Error() string {
+	return fmt.Sprintf("function answered %d, which is not stored", u.response.Status)
+}
+
+// functionError marks the function's own error, whose words about other keys are not about this one.
+type functionError struct{ err error }
+
+func (e *functionError) Error() string { return e.err.Error() }
+func (e *functionError) Unwrap() error { return e.err }
