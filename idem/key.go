@@ -88,6 +88,15 @@ type Key struct {
 // Both are required, 1 to 255 bytes of valid UTF-8 without control characters.
 func (o Op) Key(scope, id string) Key { return Key{op: o, scope: scope, id: id} }
 
+// Validate says whether keys of this operation can be used, for those who want to know it at
+// start: [ErrInvalidKey].
+func (o Op) Validate() error {
+	if err := o.Key("scope", "id").check(); err != nil {
+		return fmt.Errorf("idem: validate operation %s: %w", printable(o.Name), err)
+	}
+	return nil
+}
+
 // Op is the key's operation.
 func (k Key) Op() Op { return k.op }
 

@@ -31,9 +31,11 @@ var refund = idem.Op{Name: "refund.create"}
 
 // caller is whoever the bearer token says; some tokens are not what they should be.
 func caller(r *http.Request) (string, error) {
-	switch token := strings.TrimPrefix(r.Header.Get("Authorization"), "Bearer "); token {
-	case "":
+	token, ok := strings.CutPrefix(r.Header.Get("Authorization"), "Bearer ")
+	if !ok {
 		return "", idemhttp.ErrUnauthenticated
+	}
+	switch token {
 	case "revoked":
 		return "", idemhttp.ErrForbidden
 	case "down":
@@ -53,7 +55,7 @@ type bench struct {
 	op   idem.Op
 	cfg  idemhttp.Config
 
-	fn   idemhttp.Func[pgx.Tx]                 // refundOnce, unless the test has another
+	fn   idemhttp.Func[pgx.Tx]                // refundOnce, unless the test has another
 	wrap func(next http.Handler) http.Handler // middleware
 	runs atomic.Int64
 	log  lockedBuffer

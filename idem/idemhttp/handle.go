@@ -22,8 +22,9 @@ type Config struct {
 	// is kept in memory. Defaults to 1 MiB.
 	MaxBody int64
 
-	// MaxWait is how long a request waits for a free connection of the pool; after that it
-	// gets 503, and nothing was done. Defaults to 5 seconds.
+	// MaxWait is how long a request waits for a free connection of the pool, beside the
+	// [idem.Op.Wait] that it may wait for another request with its key. After that it gets 503, and nothing
+	// was done. Defaults to 5 seconds.
 	MaxWait time.Duration
 
 	// Challenge is the WWW-Authenticate header of a 401 (RFC 9110 wants one), such as "Bearer".
@@ -106,7 +107,7 @@ func (h *handler[TX]) check() error {
 	case h.cfg.MaxBody < 0 || h.cfg.MaxWait < 0:
 		return errors.New("negative limit: leave it 0 for the default")
 	}
-	return nil
+	return h.op.Validate()
 }
 
 // ServeHTTP sends nothing before everything is decided.
@@ -186,7 +187,7 @@ func (h *handler[TX]) unreadable(err error) error {
 
 // do executes a request, or answers it from its record.
 func (h *handler[TX]) do(q *request) (resp Response, replayed bool, err error) {
-	wait, cancel := newWaiting(q.http, h.cfg.MaxWait)
+	wait, cancel := newWaiting(q.http, h.cfg.MaxWait, h.op.Wait)
 	defer cancel()
 	res, err := idem.Do(wait.ctx, h.keys, q.key, q.fingerprint(), func(ctx context.Context, tx TX) (Response, error) {
 		if err := wait.over(); err != nil {
@@ -198,7 +199,7 @@ func (h *handler[TX]) do(q *request) (resp Response, replayed bool, err error) {
 	if u, ok := errors.AsType[*unstored](err); ok && !errors.Is(err, idem.ErrTxEnded) && !errors.Is(err, idem.ErrHandlerTimeout) {
 		return u.response, false, nil
 	}
-	if err != nil {
+	if err != nil && !isRefusal(err) {
 		return Response{}, false, err
 	}
 	resp, err = res.Value.checked()
@@ -218,7 +219,7 @@ func (h *handler[TX]) run(ctx context.Context, tx TX, q *request) (Response, err
 	}()
 	resp, err := h.fn(ctx, tx, r)
 	if err != nil {
-		return Response{}, &functionError{err}
+		return beside(resp, err)
 	}
 	resp, err = resp.checked()
 	if err == nil && !succeeds(resp.Status) {
@@ -233,6 +234,29 @@ func (h *handler[TX]) run(ctx context.Context, tx TX, q *request) (Response, err
 	return resp, nil
 }
 
+// beside is what goes with an error of the function. It is stored and sent if the error is
+// [idem.Final], which only [idem.Do] knows, and is lost otherwise.
+func beside(resp Response, err error) (Response, error) {
+	if resp.Status == 0 {
+		return refusal().response(), &functionError{err}
+	}
+	resp, fault := resp.storable()
+	if fault == nil && !refuses(resp.Status) {
+		fault = fmt.Errorf("response of status %d cannot be final", resp.Status)
+	}
+	if fault != nil {
+		return Response{}, &misfitError{err, fault}
+	}
+	return resp, &functionError{err}
+}
+
+// isRefusal reports a refusal that [idem.Do] has stored, and not one of another key that the
+// function speaks of.
+func isRefusal(err error) bool {
+	_, own := errors.AsType[*functionError](err)
+	return errors.Is(err, idem.ErrRefused) && !own
+}
+
 // unstored carries a response past the commit.
 type unstored struct{ response Response }
 
@@ -245,3 +269,18 @@ type functionError struct{ err error }
 
 func (e *functionError) Error() string { return e.err.Error() }
 func (e *functionError) Unwrap() error { return e.err }
+
+// misfitError is an error of the function beside a response that cannot be stored. It does not unwrap, so
+// that nothing is final by it; a run that the server broke off is still made again.
+type misfitError struct{ err, fault error }
+
+func (e *misfitError) Error() string { return e.fault.Error() + ": " + e.err.Error() }
+
+// SQLState is that of the function's error.
+func (e *misfitError) SQLState() string {
+	var s interface{ SQLState() string }
+	if errors.As(e.err, &s) {
+		return s.SQLState()
+	}
+	return ""
+}

@@ -14,6 +14,7 @@ import (
 	"net/http"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/jackc/pgx/v5"
 	"github.com/pgonce/pgonce/driver/pgxdriver"
@@ -31,6 +32,9 @@ func (b *bench) raw(request string) string {
 		b.t.Fatal(err)
 	}
 	defer func() { _ = conn.Close() }()
+	if err := conn.SetDeadline(time.Now().Add(time.Minute)); err != nil {
+		b.t.Fatal(err)
+	}
 	if _, err := conn.Write([]byte(request)); err != nil {
 		b.t.Fatal(err)
 	}
@@ -212,6 +216,7 @@ func TestScopeComesFirst(t *testing.T) {
 	t.Parallel()
 	b := newBench(t).start()
 	b.pool.Close() // the database is not asked
+	b.client.Transport.(*http.Transport).ExpectContinueTimeout = time.Hour
 	read := make(chan error, 1)
 	body := readerFunc(func([]byte) (int, error) {
 		read <- errors.New("read")
@@ -224,7 +229,6 @@ func TestScopeComesFirst(t *testing.T) {
 		}
 		req.Header.Set("Expect", "100-continue") // so the client sends the body only when it is wanted
 		req.Header.Set("Idempotency-Key", key)
-		b.client.Transport.(*http.Transport).ExpectContinueTimeout = 1 << 40
 		resp, err := b.client.Do(req)
 		if err != nil {
 			t.Fatal(err)
@@ -253,7 +257,7 @@ func TestKeysAreRefused(t *testing.T) {
 		"Idempotency-Key: \"r1\";a=1", "Idempotency-Key: r1, r1", "Idempotency-Key: \"r1\", \"r2\"", "Idempotency-Key: \"r1",
 		"Idempotency-Key: r\x001", "Idempotency-Key: \"r\t1\"", "Idempotency-Key: r\x7f1", "Idempotency-Key: \xc3\xa4", "Idempotency-Key: a b",
 		"Idempotency-Key: r1\r\n folded", "Idempotency-Key : r1", "Idempotency_Key: r1", "X-Idempotency-Key: r1",
-		"Idempotency-Key: " + strings.Repeat("k", 256), "Transfer-Encoding: chunked\r\nIdempotency-Key: r1",
+		"Idempotency-Key: " + strings.Repeat("k", 256),
 	} {
 		got := b.raw(rawPost + header + "\r\nContent-Length: 2\r\n\r\n{}")
 		if !strings.HasPrefix(got, "HTTP/1.1 400 ") {
@@ -496,12 +500,21 @@ func TestHandleRefuses(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	fn := func(context.Context, pgx.Tx, *http.Request) (idemhttp.Response, error) { return idemhttp.Response{}, nil }
+	fn := func(context.Context, pgx.Tx, *http.Request) (idemhttp.Response, error) {
+		return idemhttp.Response{}, nil
+	}
 	_, errStore := idemhttp.Handle[pgx.Tx](nil, refund, caller, fn, nil)
 	_, errScope := idemhttp.Handle(keys, refund, nil, fn, nil)
 	_, errFunc := idemhttp.Handle(keys, refund, caller, nil, nil)
 	_, errBody := idemhttp.Handle(keys, refund, caller, fn, &idemhttp.Config{MaxBody: -1})
 	_, errWait := idemhttp.Handle(keys, refund, caller, fn, &idemhttp.Config{MaxWait: -1})
+	_, errName := idemhttp.Handle(keys, idem.Op{}, caller, fn, nil)
+	_, errPolicy := idemhttp.Handle(keys, idem.Op{Name: "a", Wait: -1}, caller, fn, nil)
+	for _, err := range []error{errName, errPolicy} {
+		if !errors.Is(err, idem.ErrInvalidKey) {
+			t.Errorf("got %v, want ErrInvalidKey", err)
+		}
+	}
 	for says, err := range map[string]error{
 		"nil store": errStore, "nil scope": errScope, "nil function": errFunc, "negative": errors.Join(errBody, errWait),
 	} {

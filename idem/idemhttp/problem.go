@@ -141,6 +141,11 @@ func failure() *problem {
 		"The server failed to answer this request. Repeating it with the same Idempotency-Key is safe.")
 }
 
+// refusal is the response of a function that has none beside its [idem.Final] error. It is stored.
+func refusal() *problem {
+	return newProblem(http.StatusUnprocessableEntity, ProblemRefused, "The request was refused for good. Do not repeat it.")
+}
+
 func unavailable() *problem {
 	return newProblem(http.StatusServiceUnavailable, ProblemUnavailable,
 		"The request was not executed. Repeat it later with the same Idempotency-Key.", "Retry-After", later)

@@ -3,6 +3,7 @@ package idemhttp
 import (
 	"context"
 	"errors"
+	"math"
 	"net/http"
 	"time"
 )
@@ -19,7 +20,8 @@ type waiting struct {
 	timer *time.Timer
 }
 
-func newWaiting(r *http.Request, most time.Duration) (w *waiting, cancel func()) {
+func newWaiting(r *http.Request, forConn, forKey time.Duration) (w *waiting, cancel func()) {
+	most := forConn + min(forKey, math.MaxInt64-forConn) // forKey may be idem.Forever
 	ctx, end := context.WithCancelCause(context.WithoutCancel(r.Context()))
 	w = &waiting{ctx: ctx, most: most, timer: time.AfterFunc(most, func() { end(errWaited) })}
 	return w, func() {
