@@ -136,7 +136,7 @@ func (h *handler[TX]) admit(w http.ResponseWriter, r *http.Request) (*request, e
 	case http.MethodPost, http.MethodPut, http.MethodPatch, http.MethodDelete:
 	default:
 		return nil, newProblem(http.StatusMethodNotAllowed, ProblemMethod,
-			"This resource is for requests that have an effect.", "Allow", "DELETE, PATCH, POST, PUT")
+			"This resource is for requests that have an effect.").with("Allow", "DELETE, PATCH, POST, PUT")
 	}
 	in := newBody(w, r, h.cfg.MaxBody)
 	asking := r.WithContext(r.Context())
@@ -163,7 +163,7 @@ func (h *handler[TX]) refused(err error) error {
 	case errors.Is(err, ErrUnauthenticated):
 		p := newProblem(http.StatusUnauthorized, ProblemUnauthenticated, "Nobody is known by what this request shows.")
 		if h.cfg.Challenge != "" {
-			p.header.Set("WWW-Authenticate", h.cfg.Challenge)
+			p.with("WWW-Authenticate", h.cfg.Challenge)
 		}
 		return p
 	case errors.Is(err, ErrForbidden):

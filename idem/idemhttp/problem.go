@@ -86,12 +86,15 @@ type problem struct {
 	header http.Header
 }
 
-func newProblem(status int, typ, detail string, header ...string) *problem {
-	p := &problem{Type: typ, Title: http.StatusText(status), Status: status, Detail: detail, header: http.Header{}}
-	p.header.Set("Content-Type", "application/problem+json")
-	for i := 0; i < len(header); i += 2 {
-		p.header.Set(header[i], header[i+1])
+func newProblem(status int, typ, detail string) *problem {
+	return &problem{
+		Type: typ, Title: http.StatusText(status), Status: status, Detail: detail,
+		header: http.Header{"Content-Type": {"application/problem+json"}},
 	}
+}
+
+func (p *problem) with(header, value string) *problem {
+	p.header.Set(header, value)
 	return p
 }
 
@@ -120,7 +123,7 @@ func problemOf(err error) *problem {
 		return failure()
 	case errors.Is(err, idem.ErrInFlight):
 		return newProblem(http.StatusConflict, ProblemInFlight,
-			"A request with this Idempotency-Key is being executed. Repeat it with the same key to get its response.", "Retry-After", soon)
+			"A request with this Idempotency-Key is being executed. Repeat it with the same key to get its response.").with("Retry-After", soon)
 	case errors.Is(err, idem.ErrExpired):
 		return newProblem(http.StatusGone, ProblemExpired,
 			"The request with this Idempotency-Key was executed and its response is no longer kept. It was not executed again.")
@@ -148,10 +151,10 @@ func refusal() *problem {
 
 func unavailable() *problem {
 	return newProblem(http.StatusServiceUnavailable, ProblemUnavailable,
-		"The request was not executed. Repeat it later with the same Idempotency-Key.", "Retry-After", later)
+		"The request was not executed. Repeat it later with the same Idempotency-Key.").with("Retry-After", later)
 }
 
 func unknownOutcome() *problem {
 	return newProblem(http.StatusServiceUnavailable, ProblemUnknownOutcome,
-		"The request may have been executed. Repeat it later with the same Idempotency-Key, and with no other.", "Retry-After", later)
+		"The request may have been executed. Repeat it later with the same Idempotency-Key, and with no other.").with("Retry-After", later)
 }

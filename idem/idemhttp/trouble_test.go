@@ -39,10 +39,10 @@ func (b *bench) hold() (inside <-chan struct{}, release func()) {
 }
 
 // background sends a request whose reply comes when it comes.
-func (b *bench) background(ctx context.Context, key, body string) <-chan reply {
+func (b *bench) background(ctx context.Context, key string) <-chan reply {
 	replies := make(chan reply, 1)
 	go func() {
-		r, err := b.trySend(ctx, http.MethodPost, "/refunds", key, body)
+		r, err := b.trySend(ctx, http.MethodPost, "/refunds", key, "{}")
 		if err != nil {
 			r.body = err.Error()
 		}
@@ -58,7 +58,7 @@ func TestDuplicateInFlight(t *testing.T) {
 	b := newBench(t)
 	inside, release := b.hold()
 	b.start()
-	first := b.background(t.Context(), `"r1"`, "{}")
+	first := b.background(t.Context(), `"r1"`)
 	received(t, "the function runs", inside)
 	for _, service := range []*bench{b, b.another()} {
 		for _, body := range []string{"{}", "{ }"} {
@@ -87,9 +87,9 @@ func TestDuplicateWaits(t *testing.T) {
 	inside, release := b.hold()
 	b.start()
 	other := b.another()
-	first := b.background(t.Context(), "r1", "{}")
+	first := b.background(t.Context(), "r1")
 	received(t, "the function runs", inside)
-	second := other.background(t.Context(), "r1", "{}")
+	second := other.background(t.Context(), "r1")
 	pgtest.Eventually(t, "the other process waits", func() bool {
 		return b.db.Int(t, `SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND NOT granted
 			AND database = (SELECT oid FROM pg_database WHERE datname = current_database())`) == 1
@@ -117,7 +117,7 @@ func TestClientGoesAway(t *testing.T) {
 	inside, release := b.hold()
 	b.start()
 	ctx, leave := context.WithCancel(t.Context())
-	reply := b.background(ctx, "r1", "{}")
+	reply := b.background(ctx, "r1")
 	received(t, "the function runs", inside)
 	leave()
 	received(t, "the client's error", reply)

@@ -41,8 +41,8 @@ func TestWaitingEndsAndTheFunctionDoesNot(t *testing.T) {
 		}
 		forever, cancel := newWaiting(r, 5*time.Second, idem.Forever)
 		defer cancel()
-		if pass(24 * time.Hour); forever.ctx.Err() != nil {
-			t.Errorf("without a limit: %v", forever.ctx.Err())
+		if err := pass(24 * time.Hour); forever.ctx.Err() != nil {
+			t.Errorf("without a limit: %v, %v", forever.ctx.Err(), err)
 		}
 	})
 }

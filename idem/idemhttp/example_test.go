@@ -1,0 +1,111 @@
+//go:build unix
+
+package idemhttp_test
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"net/http/httptest"
+	"strings"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgxpool"
+	"github.com/pgonce/pgonce/driver/pgxdriver"
+	"github.com/pgonce/pgonce/idem"
+	"github.com/pgonce/pgonce/idem/idemhttp"
+	"github.com/pgonce/pgonce/internal/pgtest"
+)
+
+var CreateRefund = idem.Op{Name: "refund.create", ReplayFor: idem.Forever, RememberFor: idem.Forever}
+
+var errNothingLeft = errors.New("more than was paid")
+
+// merchantOf says who is asking, by what was authenticated.
+func merchantOf(r *http.Request) (string, error) {
+	if r.Header.Get("Authorization") != "Bearer secret-of-m7" {
+		return "", idemhttp.ErrUnauthenticated
+	}
+	return "merchant-7", nil
+}
+
+// createRefund runs once per key and merchant. What it writes is committed before the response leaves.
+func createRefund(ctx context.Context, tx pgx.Tx, r *http.Request) (idemhttp.Response, error) {
+	var in struct {
+		Cents int64 `json:"cents"`
+	}
+	if json.NewDecoder(r.Body).Decode(&in) != nil {
+		return idemhttp.Response{Status: http.StatusBadRequest}, nil // rolled back, not stored
+	}
+	if in.Cents > 10_000 {
+		return idemhttp.Response{}, idem.Final(errNothingLeft) // rolled back, stored: 422 for good
+	}
+	var id int64
+	err := tx.QueryRow(ctx, `INSERT INTO refund (payment, cents) VALUES ($1, $2) RETURNING id`, r.PathValue("payment"), in.Cents).Scan(&id)
+	if err != nil {
+		return idemhttp.Response{}, err // rolled back, not stored: 500
+	}
+	return idemhttp.JSON(http.StatusCreated, map[string]int64{"refund": id})
+}
+
+func ExampleHandle() {
+	const table = `CREATE TABLE refund (id bigint GENERATED ALWAYS AS IDENTITY, payment text NOT NULL, cents bigint NOT NULL)`
+	pgtest.Example(table, func(_ context.Context, pool *pgxpool.Pool) error {
+		keys, err := idem.New(pgxdriver.New(pool), nil)
+		if err != nil {
+			return err
+		}
+		refunds, err := idemhttp.Handle(keys, CreateRefund, merchantOf, createRefund, nil)
+		if err != nil {
+			return err
+		}
+		mux := http.NewServeMux()
+		mux.Handle("POST /payments/{payment}/refunds", refunds)
+		server := httptest.NewServer(mux)
+		defer server.Close()
+
+		for _, request := range []struct{ key, body string }{
+			{`"a3f1"`, `{"cents": 1250}`}, {`"a3f1"`, `{"cents": 1250}`}, {`"a3f1"`, `{"cents": 9999}`}, {`"b702"`, `{"cents": 99999}`}, {``, `{}`},
+		} {
+			req, err := http.NewRequest(http.MethodPost, server.URL+"/payments/p1/refunds", strings.NewReader(request.body))
+			if err != nil {
+				return err
+			}
+			req.Header.Set("Authorization", "Bearer secret-of-m7")
+			if request.key != "" {
+				req.Header.Set("Idempotency-Key", request.key)
+			}
+			resp, err := server.Client().Do(req)
+			if err != nil {
+				return err
+			}
+			body, err := io.ReadAll(resp.Body)
+			_ = resp.Body.Close()
+			if err != nil {
+				return err
+			}
+			var p struct{ Type string }
+			_ = json.Unmarshal(body, &p)
+			if _, slug, ok := strings.Cut(p.Type, "#"); ok {
+				body = []byte(slug)
+			}
+			fmt.Printf("%d %s, replayed: %t\n", resp.StatusCode, body, resp.Header.Get("Idempotent-Replayed") == "true")
+		}
+		return nil
+	})
+	// Output:
+	// 201 {"refund":1}, replayed: false
+	// 201 {"refund":1}, replayed: true
+	// 422 ProblemMismatch, replayed: false
+	// 422 ProblemRefused, replayed: false
+	// 400 ProblemMissingKey, replayed: false
+}
+
+func ExampleJSON() {
+	resp, err := idemhttp.JSON(http.StatusCreated, map[string]int{"refund": 7})
+	fmt.Println(resp.Status, resp.Header, string(resp.Body), err)
+	// Output: 201 map[Content-Type:[application/json]] {"refund":7} <nil>
+}
