@@ -37,10 +37,11 @@ func createRefund(ctx context.Context, tx pgx.Tx, r *http.Request) (idemhttp.Res
 	var in struct {
 		Cents int64 `json:"cents"`
 	}
-	if json.NewDecoder(r.Body).Decode(&in) != nil {
-		return idemhttp.Response{Status: http.StatusBadRequest}, nil // rolled back, not stored
-	}
-	if in.Cents > 10_000 {
+	bad := json.NewDecoder(r.Body).Decode(&in)
+	switch {
+	case bad != nil || in.Cents <= 0:
+		return idemhttp.JSON(http.StatusBadRequest, "cents, please") // rolled back, not stored
+	case in.Cents > 10_000:
 		return idemhttp.Response{}, idem.Final(errNothingLeft) // rolled back, stored: 422 for good
 	}
 	var id int64

@@ -163,7 +163,7 @@ func (h *handler[TX]) refused(err error) error {
 	case errors.Is(err, ErrUnauthenticated):
 		p := newProblem(http.StatusUnauthorized, ProblemUnauthenticated, "Nobody is known by what this request shows.")
 		if h.cfg.Challenge != "" {
-			p.with("WWW-Authenticate", h.cfg.Challenge)
+			p.header.Set("WWW-Authenticate", h.cfg.Challenge)
 		}
 		return p
 	case errors.Is(err, ErrForbidden):
