@@ -45,6 +45,8 @@ func TestFingerprintSeparates(t *testing.T) {
 		requestOf("POST", "/a?q=1", "/a", "q=1", "body"),
 		requestOf("POST", "/a", "/a", "", "bod"),
 		requestOf("POST", "/a", "/a", "bo", "dy"),
+		requestOf("POST", "/a", "/ab", "", "body"),
+		requestOf("POST", "/a", "/a", "b", "body"),
 		requestOf("POST", "/a", "/ab", "", "ody"),
 		requestOf("POST", "/a", "/a", "", ""),
 		requestOf("POSTS", "/a", "/a", "", "body"),

@@ -383,6 +383,9 @@ func TestRefusalOfAnotherKey(t *testing.T) {
 	b.start()
 	b.want(b.post("r1", "{}"), 500, idemhttp.ProblemFailed)
 	b.has(0, 0, 1)
+	if !strings.Contains(b.log.String(), "refused: inner") || strings.Contains(b.log.String(), "HTTP response") {
+		t.Errorf("logged %s", b.log.String())
+	}
 }
 
 // A record that something else has made under the operation is not taken for a response.
