@@ -157,7 +157,8 @@ func pause(ctx context.Context, n int) error { return sleep(ctx, firstPause<<n) 
 
 // sleep takes between half of most and most.
 func sleep(ctx context.Context, most time.Duration) error {
-	timer := time.NewTimer(most/2 + mrand.N(most/2)) //nolint:gosec // jitter is no secret
+	half := max(1, most/2)
+	timer := time.NewTimer(half + mrand.N(half)) //nolint:gosec // jitter is no secret
 	defer timer.Stop()
 	select {
 	case <-ctx.Done():

@@ -64,9 +64,9 @@ func packRefusal(reason string, value []byte) []byte {
 
 func unpackRefusal(data []byte) (reason string, value []byte, err error) {
 	n, size := binary.Uvarint(data)
-	if size <= 0 || n > uint64(len(data)-size) {
+	rest := data[max(0, size):]
+	if size <= 0 || n > uint64(len(rest)) {
 		return "", nil, errors.New("stored refusal is damaged")
 	}
-	rest := data[size:]
 	return string(rest[:n]), rest[n:], nil
 }

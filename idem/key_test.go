@@ -146,3 +146,13 @@ func TestFingerprint(t *testing.T) {
 		t.Errorf("the zero Fingerprint: got %v", err)
 	}
 }
+
+// What is left of a wait may be next to nothing.
+func TestSleepTakesAnyTime(t *testing.T) {
+	t.Parallel()
+	for _, most := range []time.Duration{-1, 0, 1, 2, time.Microsecond} {
+		if err := sleep(t.Context(), most); err != nil {
+			t.Errorf("%v: %v", most, err)
+		}
+	}
+}

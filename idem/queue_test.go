@@ -88,7 +88,7 @@ func TestQueueLosesPatience(t *testing.T) {
 		var q queue
 		lead := (<-inLine(t, &q, 0)[0]).lead
 		waiting := inLine(t, &q, 0, time.Minute, time.Second)
-		time.Sleep(2 * time.Second) // the fake clock's; the third has no patience left, but the key is not busy
+		<-time.After(2 * time.Second) // by the fake clock; the third has no patience left, but the key is not busy
 		if !none(waiting) {
 			t.Error("somebody left a leader who was only looking")
 		}

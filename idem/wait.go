@@ -37,9 +37,11 @@ func (c *call[TX]) wait(ctx context.Context, attempt int) (rec record, patience 
 	switch {
 	case pg.Code(err) == pg.CodeLockTimeout:
 		return record{}, 0, ErrInFlight
-	case err != nil && !errors.Is(err, pg.ErrTxLost):
+	case errors.Is(err, pg.ErrTxLost): // only the wait was; the next attempt finds out more
+		return record{}, 0, nil
+	case err != nil:
 		return record{}, 0, pg.ExplainSchema(c.store.cfg.Schema, err)
-	case err != nil || rec.rows > 0:
+	case rec.rows > 0:
 		return rec, 0, nil
 	}
 	if c.op.Isolation != ReadCommitted {
