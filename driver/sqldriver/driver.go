@@ -72,7 +72,7 @@ func (d *Driver[TX]) Pipelined() bool { return false }
 func (d *Driver[TX]) Pool() pg.Querier { return poolQuerier{d.db} }
 
 // Tx implements the seam.
-func (d *Driver[TX]) Tx(tx TX) pg.TxQuerier { return querier{tx} }
+func (d *Driver[TX]) Tx(tx TX) pg.TxQuerier { return querier{q: tx} }
 
 // Session implements the seam. It takes a connection out of the pool for as long
 // as it lives: database/sql has no other way to come by one.
@@ -81,7 +81,7 @@ func (d *Driver[TX]) Session(ctx context.Context) (pg.Session, error) {
 	if err != nil {
 		return nil, unavailable(d.db, ctx, err)
 	}
-	s := &session{querier: querier{conn}, db: d.db, conn: conn}
+	s := &session{querier: querier{conn, lineOf(conn)}, db: d.db, conn: conn}
 	if err := s.Run(ctx, pg.Stmt{SQL: pg.SQLBackendPID, Dest: []any{&s.pid}}); err != nil {
 		discard(conn)
 		return nil, fmt.Errorf("%w: %w", pg.ErrUnavailable, err)
@@ -98,7 +98,7 @@ type session struct {
 
 // Cancel needs a second connection, since database/sql does not know the protocol's cancel key.
 func (s *session) Cancel(ctx context.Context) error {
-	return querier{s.db}.Run(ctx, pg.Stmt{SQL: pg.SQLCancelBackend, Args: []any{s.pid}})
+	return poolQuerier{s.db}.Run(ctx, pg.Stmt{SQL: pg.SQLCancelBackend, Args: []any{s.pid}})
 }
 
 func (s *session) Close(context.Context) error {
@@ -137,17 +137,24 @@ type queryer interface {
 }
 
 // querier runs statements one by one on q.
-type querier struct{ q queryer }
+type querier struct {
+	q    queryer
+	line line
+}
 
 func (x querier) Run(ctx context.Context, s pg.Stmt) error {
+	return mapError(x.line.trip(ctx, func() error { return x.run(ctx, s) }))
+}
+
+func (x querier) run(ctx context.Context, s pg.Stmt) error {
 	if s.Dest != nil {
-		return mapError(x.scanFirst(ctx, s))
+		return x.scanFirst(ctx, s)
 	}
 	res, err := x.q.ExecContext(ctx, s.SQL, s.Args...)
 	if err == nil && s.Rows != nil {
 		*s.Rows, err = res.RowsAffected()
 	}
-	return mapError(err)
+	return err
 }
 
 // scanFirst reads the first row into s.Dest.
@@ -189,18 +196,19 @@ func (x querier) RunAll(ctx context.Context, stmts ...pg.Stmt) error {
 
 func (x querier) Query(ctx context.Context, sql string, args ...any) iter.Seq2[pg.Scan, error] {
 	return func(yield func(pg.Scan, error) bool) {
-		rows, err := x.q.QueryContext(ctx, sql, args...)
-		if err != nil {
-			yield(nil, mapError(err))
-			return
-		}
-		defer func() { _ = rows.Close() }()
-		for rows.Next() {
-			if !yield(rows.Scan, nil) {
-				return
+		stopped := false
+		err := x.line.trip(ctx, func() error {
+			rows, err := x.q.QueryContext(ctx, sql, args...)
+			if err != nil {
+				return err
 			}
-		}
-		if err := rows.Err(); err != nil {
+			defer func() { _ = rows.Close() }()
+			for !stopped && rows.Next() {
+				stopped = !yield(rows.Scan, nil)
+			}
+			return rows.Err()
+		})
+		if err != nil && !stopped {
 			yield(nil, mapError(err))
 		}
 	}
@@ -217,7 +225,7 @@ func (p poolQuerier) Run(ctx context.Context, s pg.Stmt) error {
 	defer func() { _ = conn.Close() }()
 	tctx, cancel := context.WithTimeout(ctx, pg.NetTimeout(ctx))
 	defer cancel()
-	return querier{conn}.Run(tctx, s)
+	return querier{conn, lineOf(conn)}.Run(tctx, s)
 }
 
 func (p poolQuerier) Query(ctx context.Context, sql string, args ...any) iter.Seq2[pg.Scan, error] {
@@ -228,7 +236,7 @@ func (p poolQuerier) Query(ctx context.Context, sql string, args ...any) iter.Se
 			return
 		}
 		defer func() { _ = conn.Close() }()
-		querier{conn}.Query(ctx, sql, args...)(yield)
+		querier{conn, lineOf(conn)}.Query(ctx, sql, args...)(yield)
 	}
 }
 

@@ -52,7 +52,12 @@ func (d *Driver[TX]) begin(ctx context.Context, level pg.Isolation, first []pg.S
 	stop := context.AfterFunc(ctx, giveUp)
 	timer := time.AfterFunc(pg.NetTimeout(ctx), giveUp)
 
-	tx, err := begin(tctx, &sql.TxOptions{Isolation: isolation(level)})
+	line := lineOf(conn)
+	var tx TX
+	err = line.trip(tctx, func() (err error) {
+		tx, err = begin(tctx, &sql.TxOptions{Isolation: isolation(level)})
+		return err
+	})
 	if err != nil {
 		canceled, silent := !stop(), !timer.Stop()
 		giveUp()
@@ -65,7 +70,7 @@ func (d *Driver[TX]) begin(ctx context.Context, level pg.Isolation, first []pg.S
 		}
 		return nil, lost(mapError(err))
 	}
-	o := &ownedTx[TX]{querier: querier{tx}, conn: conn, tx: tx, giveUp: giveUp}
+	o := &ownedTx[TX]{querier: querier{tx, line}, conn: conn, tx: tx, giveUp: giveUp}
 	err = o.RunAll(tctx, first...)
 	canceled, silent := !stop(), !timer.Stop()
 	if err == nil && !canceled && !silent {
@@ -119,9 +124,7 @@ func (o *ownedTx[TX]) Commit(ctx context.Context, last ...pg.Stmt) error {
 	if err := o.RunAll(tctx, last...); err != nil {
 		return lastError(err)
 	}
-	timer := time.AfterFunc(pg.NetTimeout(ctx), o.giveUp)
-	err := o.tx.Commit()
-	timer.Stop()
+	err := o.end(ctx, o.tx.Commit)
 	switch {
 	case err == nil:
 		o.release()
@@ -157,9 +160,7 @@ func (o *ownedTx[TX]) rollback(ctx context.Context) (alive bool) {
 	if o.conn == nil {
 		return false
 	}
-	timer := time.AfterFunc(pg.NetTimeout(ctx), o.giveUp)
-	err := o.tx.Rollback()
-	timer.Stop()
+	err := o.end(ctx, o.tx.Rollback)
 	if err != nil && !errors.Is(err, sql.ErrTxDone) {
 		discard(o.conn)
 		o.conn = nil
@@ -168,6 +169,15 @@ func (o *ownedTx[TX]) rollback(ctx context.Context) (alive bool) {
 	}
 	o.release()
 	return true
+}
+
+// end runs COMMIT or ROLLBACK, which take no ctx of their own, with the network deadline.
+func (o *ownedTx[TX]) end(ctx context.Context, verb func() error) error {
+	tctx, cancel := pg.TripContext(ctx)
+	defer cancel()
+	stop := context.AfterFunc(tctx, o.giveUp)
+	defer stop()
+	return o.line.trip(tctx, verb)
 }
 
 // Abandon implements the seam.
