@@ -122,34 +122,47 @@ func (o *ownedTx[TX]) Commit(ctx context.Context, last ...pg.Stmt) error {
 	tctx, cancel := pg.TripContext(ctx)
 	defer cancel()
 	if err := o.RunAll(tctx, last...); err != nil {
-		return lastError(err)
+		return o.lastError(err)
 	}
 	err := o.end(ctx, o.tx.Commit)
 	switch {
 	case err == nil:
 		o.release()
 		return nil
-	case errors.Is(err, pgx.ErrTxCommitRollback):
+	case errors.Is(err, pgx.ErrTxCommitRollback), strings.Contains(err.Error(), textRolledBack):
 		return fmt.Errorf("%w: %w", pg.ErrTxLost, err)
 	}
 	return pg.CommitError(mapError(err))
 }
 
-// busyTexts are how client libraries say that rows were left open. They have no type for it.
-var busyTexts = []string{"conn busy", "already a query being processed"}
+// What lib/pq says in words only, of any version.
+const (
+	textRolledBack = "ould not complete operation in a failed transaction" // instead of COMMIT it has sent ROLLBACK
+	textBusy       = "already a query being processed"                     // rows were left open
+)
 
 // lastError is the error of a statement before COMMIT. Whatever it is, COMMIT was
 // not sent.
-func lastError(err error) error {
-	if pg.Rejected(err) || errors.Is(err, pg.ErrTxEnded) {
+func (o *ownedTx[TX]) lastError(err error) error {
+	switch {
+	case pg.Rejected(err), errors.Is(err, pg.ErrTxEnded):
 		return err
-	}
-	for _, text := range busyTexts {
-		if strings.Contains(err.Error(), text) {
-			return fmt.Errorf("%w: %w", pg.ErrTxBusy, err)
-		}
+	case strings.Contains(err.Error(), textBusy), o.busy():
+		return fmt.Errorf("%w: %w", pg.ErrTxBusy, err)
 	}
 	return lost(err)
+}
+
+// busy reports rows that were left open on pgx, which says of that in database/sql only that the
+// connection is bad.
+func (o *ownedTx[TX]) busy() (busy bool) {
+	_ = o.conn.Raw(func(c any) error {
+		if c, ok := c.(interface{ Conn() *pgx.Conn }); ok {
+			busy = c.Conn().PgConn().IsBusy()
+		}
+		return nil
+	})
+	return busy
 }
 
 // Rollback implements the seam.

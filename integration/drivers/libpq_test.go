@@ -91,5 +91,7 @@ func client[TX stdTx](open func(*testing.T, *pgtest.DB, int) pg.Driver[TX]) conf
 		},
 		Commit:   func(_ context.Context, tx TX) error { return tx.Commit() },
 		Rollback: func(_ context.Context, tx TX) error { return tx.Rollback() },
+
+		BeginsReadWrite: true,
 	}
 }

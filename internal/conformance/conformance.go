@@ -30,6 +30,10 @@ type Client[TX any] struct {
 
 	// Guarded says that the handler's transaction refuses Commit and Rollback.
 	Guarded bool
+
+	// BeginsReadWrite says that its BEGIN names READ WRITE, which overrides a role or a database
+	// whose transactions are read-only by default. A standby it cannot override.
+	BeginsReadWrite bool
 }
 
 // Pool is a driver over a client library's pool, and the pool's own way to begin.
@@ -73,6 +77,7 @@ func seamSuites[TX any]() suites[TX] {
 		"seam/LongWait":           seamLongWait[TX],
 		"seam/QueryStopsEarly":    seamQueryStopsEarly[TX],
 		"seam/Session":            seamSession[TX],
+		"seam/SilentNetwork":      seamSilentNetwork[TX],
 	}
 }
 

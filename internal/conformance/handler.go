@@ -158,9 +158,7 @@ func idemHandlerSpoils[TX any](t *testing.T, c Client[TX]) {
 		noErr(t, b.Exec(ctx, tx, `INSERT INTO effect VALUES ('r1')`))
 		return "fine", b.LeaveOpen(ctx, tx, `SELECT g, repeat('x', 1000) FROM generate_series(1, 10000) g`)
 	})
-	if err == nil {
-		t.Error("rows left open: want an error")
-	}
+	wantErr(t, err, idem.ErrTxUnusable)
 	b.effects(0)
 
 	b.quiet()

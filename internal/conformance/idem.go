@@ -353,11 +353,19 @@ func idemReadOnly[TX any](t *testing.T, c Client[TX]) {
 
 	db.Exec(t, `ALTER DATABASE "`+db.Name+`" SET default_transaction_read_only = on`)
 	frozen := at(t, c, db, c.Open(t, db, 1), nil)
-	_, err = idem.Do(t.Context(), frozen.keys, refund.Key("m1", "r2"), idem.NoFingerprint(), func(context.Context, TX) (string, error) {
-		t.Error("the handler ran")
-		return "", nil
+	_, err = idem.Do(t.Context(), frozen.keys, refund.Key("m1", "r2"), idem.NoFingerprint(), func(ctx context.Context, tx TX) (string, error) {
+		if !c.BeginsReadWrite {
+			t.Error("the handler ran")
+		}
+		return frozen.effect("r2")(ctx, tx)
 	})
-	wantErr(t, err, idem.ErrReadOnly)
+	if c.BeginsReadWrite { // a default is no right: this client may write, and does so once
+		noErr(t, err)
+		frozen.effects(2)
+	} else {
+		wantErr(t, err, idem.ErrReadOnly)
+		frozen.effects(1)
+	}
 	res, err := frozen.do(t.Context(), "r1")
 	noErr(t, err)
 	if !res.Replayed {
