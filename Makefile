@@ -3,9 +3,10 @@
 
 GOLANGCI := go run github.com/golangci/golangci-lint/v2/cmd/golangci-lint@v2.15.0
 GOTEST   := go test -race -shuffle=on -parallel 8 -timeout 15m
-MODULES  := . examples
+MODULES  := . examples integration/drivers
+EXTERNAL := integration/containers
 
-.PHONY: help demo test lint fmt
+.PHONY: help demo test integration lint fmt
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -19,6 +20,11 @@ test: ## lint, then every test with the race detector, on real Postgres servers
 	@scripts/setup.sh postgres race
 	@$(MAKE) --no-print-directory lint
 	@set -e; for m in $(MODULES); do echo "== test $$m"; (cd $$m && $(GOTEST) ./...); done
+
+integration: ## what needs more than this machine's Postgres: a container engine (PGONCE_TEST_IMAGE="postgres:17-alpine")
+	@scripts/setup.sh race
+	@$(MAKE) --no-print-directory lint MODULES="$(EXTERNAL)"
+	@set -e; for m in $(EXTERNAL); do echo "== integration $$m"; (cd $$m && $(GOTEST)); done
 
 lint: ## golangci-lint with the project's rules, and tidy modules
 	@set -e; for m in $(MODULES); do echo "== lint $$m"; \

@@ -41,56 +41,86 @@ func (k Kind) String() string {
 func (k Kind) beforeCommit() bool { return k == CutBeforeCommit || k == MuteBeforeCommit }
 func (k Kind) mute() bool         { return k == MuteBeforeCommit || k == MuteAfterCommit || k == MuteNext }
 
-// Proxy stands between clients and a server on a unix socket. It reads the messages that it
+// Proxy stands between clients and a server on a unix socket or on TCP. It reads the messages that it
 // passes on, and so knows each connection by its backend's pid.
 type Proxy struct {
-	target   string // the server's socket
+	server   net.Addr
 	url      string
 	listener net.Listener
 	wg       sync.WaitGroup
 
-	mu    sync.Mutex
-	links map[*link]bool
-	armed map[uint32]Kind
+	mu     sync.Mutex
+	closed bool
+	links  map[*link]bool
+	armed  map[uint32]Kind
 }
 
-// New starts a proxy in front of the server of serverURL, which must name the folder of a unix
-// socket. It ends with the test.
+// New starts a proxy in front of the server of serverURL. It ends with the test.
 func New(t testing.TB, serverURL string) *Proxy {
 	t.Helper()
 	u, err := url.Parse(serverURL)
 	if err != nil {
 		t.Fatal(err)
 	}
+	p := &Proxy{links: map[*link]bool{}, armed: map[uint32]Kind{}}
+	query := u.Query()
+	if folder := query.Get("host"); folder != "" {
+		query.Set("host", p.listenUnix(t, folder))
+	} else {
+		u.Host = p.listenTCP(t, u.Host)
+	}
+	query.Set("sslmode", "disable") // or there would be no message to read
+	u.RawQuery = query.Encode()
+	p.url = u.String()
+	p.wg.Go(p.accept)
+	t.Cleanup(p.close)
+	return p
+}
+
+// listenUnix listens on a socket in a folder of its own, and returns the folder.
+func (p *Proxy) listenUnix(t testing.TB, folder string) string {
+	t.Helper()
 	dir, err := os.MkdirTemp("/tmp", "fault-") //nolint:usetesting // t.TempDir is too long for a socket
 	if err != nil {
 		t.Fatal(err)
 	}
+	t.Cleanup(func() { _ = os.RemoveAll(dir) })
 	const socket = ".s.PGSQL.5432"
-	l, err := net.Listen("unix", filepath.Join(dir, socket))
+	p.server = &net.UnixAddr{Net: "unix", Name: filepath.Join(folder, socket)}
+	p.listener, err = net.Listen("unix", filepath.Join(dir, socket))
 	if err != nil {
 		t.Fatal(err)
 	}
-	query := u.Query()
-	p := &Proxy{
-		target: filepath.Join(query.Get("host"), socket), listener: l,
-		links: map[*link]bool{}, armed: map[uint32]Kind{},
+	return dir
+}
+
+// listenTCP listens on the loopback interface, and returns the address.
+func (p *Proxy) listenTCP(t testing.TB, server string) string {
+	t.Helper()
+	if _, _, err := net.SplitHostPort(server); err != nil {
+		server = net.JoinHostPort(server, "5432")
 	}
-	query.Set("host", dir)
-	u.RawQuery = query.Encode()
-	p.url = u.String()
-	p.wg.Go(p.accept)
-	t.Cleanup(func() {
-		_ = l.Close()
-		p.mu.Lock()
-		for l := range p.links {
-			l.close()
-		}
-		p.mu.Unlock()
-		p.wg.Wait()
-		_ = os.RemoveAll(dir)
-	})
-	return p
+	addr, err := net.ResolveTCPAddr("tcp", server)
+	if err != nil {
+		t.Fatal(err)
+	}
+	p.server = addr
+	p.listener, err = net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	return p.listener.Addr().String()
+}
+
+func (p *Proxy) close() {
+	_ = p.listener.Close()
+	p.mu.Lock()
+	p.closed = true
+	for l := range p.links {
+		l.close()
+	}
+	p.mu.Unlock()
+	p.wg.Wait()
 }
 
 // URL is the server's URL by way of the proxy.
@@ -110,18 +140,30 @@ func (p *Proxy) accept() {
 		if err != nil {
 			return
 		}
-		server, err := net.Dial("unix", p.target)
+		server, err := net.Dial(p.server.Network(), p.server.String())
 		if err != nil {
 			_ = client.Close()
 			continue
 		}
 		l := &link{proxy: p, client: client, server: server, statements: map[string]string{}, muted: make(chan struct{})}
-		p.mu.Lock()
-		p.links[l] = true
-		p.mu.Unlock()
+		if !p.add(l) {
+			l.close()
+			return
+		}
 		p.wg.Go(func() { l.pump(l.fromClient) })
 		p.wg.Go(func() { l.pump(l.fromServer) })
 	}
+}
+
+// add keeps l to be closed with the proxy, and says no when that has happened.
+func (p *Proxy) add(l *link) bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.closed {
+		return false
+	}
+	p.links[l] = true
+	return true
 }
 
 // link is one connection through the proxy.

@@ -256,12 +256,12 @@ func (db *DB) connect(ctx context.Context, t testing.TB) *pgx.Conn {
 	return conn
 }
 
-// As is the URL of this database for another role.
+// As is the URL of this database for a role that [DB.Role] has made.
 func (db *DB) As(t testing.TB, role string) string {
 	t.Helper()
 	u, err := url.Parse(db.URL)
 	must(t, err)
-	u.User = url.User(role)
+	u.User = url.UserPassword(role, role)
 	return u.String()
 }
 

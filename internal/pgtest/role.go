@@ -8,11 +8,11 @@ import (
 	"github.com/jackc/pgx/v5"
 )
 
-// Role creates a role without any right, and drops it at the end of the test.
+// Role creates a role without any right, and drops it at the end of the test. Its password is its name.
 func (db *DB) Role(t testing.TB) string {
 	t.Helper()
 	role := "app_" + db.Name
-	db.Exec(t, `CREATE ROLE `+quote(role)+` LOGIN`)
+	db.Exec(t, `CREATE ROLE `+quote(role)+` LOGIN PASSWORD '`+role+`'`)
 	t.Cleanup(func() { db.Exec(t, `DROP OWNED BY `+quote(role)+`; DROP ROLE `+quote(role)) })
 	return role
 }
