@@ -43,15 +43,13 @@ func (r record) forOthers() record {
 	return r
 }
 
-// looks bounds how often a look is repeated because a connection of the pool was dead or had
-// a stale plan. After a restart of the server all of them are dead.
-const looks = 100
-
-// look reads the record outside any transaction.
+// look reads the record outside any transaction. After a restart of the server all idle connections of
+// the pool are dead, after a migration all plans are stale, so it tries several, for as long as one trip may take.
 func (c *call[TX]) look(ctx context.Context) (rec record, err error) {
-	for range looks {
+	const most = 100
+	for n, start := 1, time.Now(); ; n++ {
 		rec = record{}
-		if err = c.store.db.Pool().Run(ctx, c.lookupStmt(&rec)); !isStale(err) {
+		if err = c.store.db.Pool().Run(ctx, c.lookupStmt(&rec)); !isStale(err) || n == most || time.Since(start) >= pg.NetTimeout(ctx) {
 			break
 		}
 	}

@@ -340,7 +340,7 @@ func seamSession[TX any](t *testing.T, c Client[TX]) {
 func seamSilentNetwork[TX any](t *testing.T, c Client[TX]) {
 	db := pgtest.New(t)
 	proxy := fault.New(t, db.URL)
-	d := c.Open(t, db.Via(proxy.URL()), 1)
+	d := c.Open(t, db.Via(proxy.URL()), 1).Driver
 	mute := func(q pg.Querier) (ctx context.Context) {
 		var pid int64
 		noErr(t, q.Run(t.Context(), pg.Stmt{SQL: pg.SQLBackendPID, Dest: []any{&pid}}))
