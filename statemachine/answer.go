@@ -1,0 +1,316 @@
+package statemachine
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/pgonce/pgonce/internal/pg"
+)
+
+// Outcome is what an event came to.
+type Outcome int
+
+// The outcomes. The zero Outcome is none of them.
+const (
+	_ Outcome = iota
+
+	// Applied means that this call has moved the row. It is the one that effects belong to.
+	Applied
+
+	// AlreadyApplied means that the row is in the event's target and that this event has put it
+	// there, or that the id of [Dedup] has been answered before.
+	AlreadyApplied
+
+	// Superseded means that the machine ignores the event in the row's state.
+	Superseded
+)
+
+// String is the outcome's name.
+func (o Outcome) String() string {
+	switch o {
+	case Applied:
+		return "Applied"
+	case AlreadyApplied:
+		return "AlreadyApplied"
+	case Superseded:
+		return "Superseded"
+	}
+	return fmt.Sprintf("Outcome(%d)", int(o))
+}
+
+// Result is the answer to an event.
+type Result[S StateType] struct {
+	Outcome Outcome
+
+	// From and To are the states before and after the move. For the repeat of a [Dedup] id they are those of
+	// the first answer. Where nothing is known to have been moved, both are the row's state.
+	From, To S
+
+	// Seq and At are the move's number and time in the history: of this move, or of the first
+	// answer to a [Dedup] id. Otherwise zero. Seq rises from move to move of a row; it has gaps.
+	Seq int64
+	At  time.Time
+
+	// Version is the version column's value after the move, where one is bound.
+	Version int64
+}
+
+// Applied reports whether this call has moved the row.
+func (r Result[S]) Applied() bool { return r.Outcome == Applied }
+
+// The outcomes as they are stored.
+const (
+	storedApplied int64 = 0
+	storedAlready int64 = 1
+	storedIgnored int64 = 2
+)
+
+// How many arguments a statement has before those of the options.
+const (
+	fixedArgs   = 6
+	historyArgs = 7
+)
+
+// answer is the row that a statement returns.
+type answer struct {
+	rows     *int64  // how many rows have the id; nil when none was locked
+	from, to *string // of the move, or of the first one for a dedup id
+	outcome  *int64  // nil is a refusal
+	seen     bool    // answered without a lock
+	first    *string // the event that the dedup id belongs to
+	written  bool    // this statement has written the history, or the row where there is none
+	guard    *int64  // which Where does not hold; 0 when all do
+	match    *int64
+	version  *int64
+	seq      *int64
+	at       *time.Time
+	check    *int64 // always NULL; computing it fails when a trigger has diverted the move
+}
+
+// stmt is the statement. held says that this transaction has locked the row with a statement before.
+func (f *firing[K, S, TX]) stmt(a *answer, held bool) pg.Stmt {
+	c, fx := &f.call, f.b.fixed[f.event.name]
+	fast := !c.lock && c.dedup == nil && !held
+	args := make([]any, 0, fixedArgs+historyArgs+8)
+	args = append(args, f.arg, fx.sources, fx.targets, fx.idle, fx.ignored, fast)
+	if !f.b.table.NoHistory {
+		args = append(args, f.b.m.name, f.event.name, c.dedup, f.mv.shared, held, c.actor, c.meta)
+	}
+	if c.version != nil {
+		args = append(args, *c.version)
+	}
+	for _, conds := range [][]condition{c.where, c.match} {
+		for _, cond := range conds {
+			args = append(args, cond.args...)
+		}
+	}
+	for _, s := range c.sets {
+		args = append(args, s.args...)
+	}
+	return pg.Stmt{SQL: f.sql, Args: args, Dest: []any{
+		&a.rows, &a.from, &a.to, &a.outcome, &a.seen, &a.first, &a.written,
+		&a.guard, &a.match, &a.version, &a.seq, &a.at, &a.check,
+	}}
+}
+
+// attempt is one try outside of the caller's transactions. Where one statement cannot settle it, it
+// becomes a transaction.
+func (f *firing[K, S, TX]) attempt(ctx context.Context) (answer, error) {
+	var a answer
+	err := f.b.db.Pool().Run(ctx, f.stmt(&a, false))
+	if err != nil {
+		return a, lostOutside(ctx, err)
+	}
+	if f.settled(&a) {
+		return a, nil
+	}
+	a = answer{}
+	tx, err := f.b.db.Begin(ctx, pg.ReadCommitted, f.stmt(&a, false))
+	if err != nil {
+		return a, err
+	}
+	if !f.settled(&a) {
+		err = f.confirm(ctx, tx, &a)
+	}
+	if err != nil || !a.written {
+		tx.Rollback(ctx)
+		return a, lostInTx(ctx, err)
+	}
+	return a, tx.Commit(ctx)
+}
+
+// decide runs the statement in a transaction, and once more when the first could not settle it.
+func (f *firing[K, S, TX]) decide(ctx context.Context, q pg.Querier) (answer, error) {
+	var a answer
+	err := q.Run(ctx, f.stmt(&a, false))
+	if err == nil && !f.settled(&a) {
+		err = f.confirm(ctx, q, &a)
+	}
+	return a, err
+}
+
+// confirm runs the statement again in the transaction in which it could not settle the answer. Now it is
+// sure of what it reads: the first run has locked the row, or it would have been settled, so nobody
+// can move it or write to its history meanwhile, and this run's snapshot is from after
+// the wait. At REPEATABLE READ and above the snapshot is that of the transaction; there, the lock
+// was not to be had for a row that was changed since.
+func (f *firing[K, S, TX]) confirm(ctx context.Context, q pg.Querier, a *answer) error {
+	*a = answer{}
+	return q.Run(ctx, f.stmt(a, true))
+}
+
+// settled says whether a statement that may have waited for the row knows enough. It does not where the answer
+// depends on the history, of which it has seen the state of before the wait:
+// whether the dedup id is there by now, and which event came last.
+func (f *firing[K, S, TX]) settled(a *answer) bool {
+	switch {
+	case a.first != nil || a.seen || a.written || a.rows == nil || *a.rows != 1:
+		return true
+	case f.call.dedup != nil:
+		return false
+	case a.outcome != nil:
+		return true
+	}
+	return !f.mv.shared || a.from == nil || !slices.Contains(f.mv.idle, S(*a.from))
+}
+
+// result turns an answer into what the caller gets.
+func (f *firing[K, S, TX]) result(a answer) (Result[S], error) {
+	var res Result[S]
+	switch {
+	case a.first != nil && *a.first != f.event.name:
+		return res, &DedupReusedError{Machine: f.b.m.name, ID: f.id, Event: f.event.name, First: *a.first, Seq: value(a.seq)}
+	case a.rows == nil && a.from == nil:
+		return res, fmt.Errorf("%w: %v in %s", ErrNotFound, f.id, f.b.table)
+	case a.rows != nil && *a.rows > 1:
+		return res, fmt.Errorf("%w: table %s: column %q is not unique; add a unique index", ErrSchema, f.b.table, f.b.table.ID)
+	case a.outcome == nil && !a.seen:
+		return res, f.refusal(&a)
+	}
+	res.From, res.To = S(value(a.from)), S(value(a.from))
+	if a.to != nil {
+		res.To = S(*a.to)
+	}
+	res.Seq, res.At, res.Version = value(a.seq), value(a.at), value(a.version)
+	switch {
+	case a.seen && slices.Contains(f.mv.ignored, res.From), a.outcome != nil && *a.outcome == storedIgnored:
+		res.Outcome = Superseded
+	case a.seen || a.first != nil || *a.outcome == storedAlready:
+		res.Outcome = AlreadyApplied
+	case *a.outcome == storedApplied && a.written:
+		res.Outcome = Applied
+		if f.b.table.Version != "" {
+			res.Version++
+		}
+	default: // an id that was there and is gone: somebody purges the history under our hands
+		return Result[S]{}, fmt.Errorf("%w: its dedup id was removed meanwhile", ErrRetryTx)
+	}
+	return res, nil
+}
+
+// refusal says why the row stays where it is.
+func (f *firing[K, S, TX]) refusal(a *answer) error {
+	m, state := f.b.m, S(value(a.from))
+	g := &GuardError{Machine: m.name, ID: f.id, Event: f.event.name, State: string(state)}
+	conflict := &ConflictError{Machine: m.name, ID: f.id, Event: f.event.name, State: string(state), Sources: strs(f.mv.sources), Final: m.IsFinal(state)}
+	for _, ev := range m.Allowed(state) {
+		conflict.Allowed = append(conflict.Allowed, ev.name)
+	}
+	isSource := slices.Contains(f.mv.sources, state)
+	meant := isSource || slices.Contains(f.mv.idle, state) || slices.Contains(f.mv.ignored, state)
+	match, guard := value(a.match), value(a.guard)
+	switch {
+	case a.from == nil || !slices.Contains(m.states, state):
+		return &UnknownStateError{Machine: m.name, ID: f.id, State: string(state), Null: a.from == nil}
+	case meant && match > 0:
+		g.Match, g.Expr = true, f.call.match[match-1].text
+		return g
+	case isSource && guard == versionGuard:
+		conflict.WantVersion, conflict.Version = *f.call.version, value(a.version)
+		return conflict
+	case isSource && guard > 0:
+		g.Expr = f.call.where[guard-1].text
+		return g
+	}
+	return conflict
+}
+
+func value[T any](p *T) (v T) {
+	if p != nil {
+		v = *p
+	}
+	return v
+}
+
+// The SQLSTATE codes that this package decides by, beside those of the seam.
+const (
+	codeReadOnly    = "25006"
+	codeInvalidText = "22P02"
+)
+
+// explain turns the server's answer into the package's facts.
+func (f *firing[K, S, TX]) explain(err error) error {
+	switch code := pg.Code(err); {
+	case code == pg.CodeSerialization, code == pg.CodeDeadlock, code == pg.CodeStalePlan, code == pg.CodeNoSuchStatement:
+		return fmt.Errorf("%w: %w", ErrRetryTx, err)
+	case code == pg.CodeLockTimeout:
+		return fmt.Errorf("%w: %w", ErrBusy, err)
+	case code == codeReadOnly:
+		return fmt.Errorf("%w: %w", ErrReadOnly, err)
+	case code == codeInvalidText && strings.Contains(err.Error(), "pgonce: diverted"):
+		return fmt.Errorf("%w: %w", ErrDiverted, err)
+	case code == pg.CodeNoPrivilege:
+		return fmt.Errorf("%w: this role lacks a right on %s or on the history, or a row security policy refuses the row: %w", ErrSchema, f.b.table, err)
+	case strings.HasPrefix(code, "42") || code == pg.CodeNoSuchSchema:
+		f.b.found.Store(nil) // the table is not what it was, or an expression is wrong
+		return pg.ExplainSchema(f.b.table.Schema, err)
+	}
+	return err
+}
+
+// lostInTx names the loss of a connection with an open transaction on it: nothing is left of that.
+func lostInTx(ctx context.Context, err error) error {
+	switch {
+	case err == nil || pg.Rejected(err) || isOurs(err):
+		return err
+	case ctx.Err() != nil:
+		err = errors.Join(context.Cause(ctx), err)
+	}
+	return fmt.Errorf("%w: %w", ErrUnavailable, err)
+}
+
+// lostOutside names the loss of a connection on which a statement was under way.
+func lostOutside(ctx context.Context, err error) error {
+	if pg.Rejected(err) || isOurs(err) {
+		return err
+	}
+	if ctx.Err() != nil {
+		err = errors.Join(context.Cause(ctx), err)
+	}
+	return fmt.Errorf("%w: %w", ErrUnknownOutcome, err)
+}
+
+// isOurs says whether an error has its name already.
+func isOurs(err error) bool {
+	for _, known := range []error{ErrInvalid, ErrSchema, ErrUnavailable, pg.ErrOutcomeUnknown} {
+		if errors.Is(err, known) {
+			return true
+		}
+	}
+	return false
+}
+
+// publish turns the seam's facts into the exported ones and says what it is about.
+func (b *Binding[K, S, TX]) publish(ev Event[S], err error) error {
+	switch {
+	case errors.Is(err, pg.ErrTxLost):
+		err = fmt.Errorf("%w: %w", ErrUnavailable, err)
+	case errors.Is(err, pg.ErrOutcomeUnknown):
+		err = fmt.Errorf("%w: %w", ErrUnknownOutcome, err)
+	}
+	return fmt.Errorf("statemachine: fire %q of %q: %w", ev.name, b.m.name, err)
+}

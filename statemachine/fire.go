@@ -1,0 +1,213 @@
+package statemachine
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	mrand "math/rand/v2"
+	"reflect"
+	"slices"
+	"time"
+
+	"github.com/pgonce/pgonce/internal/pg"
+)
+
+const (
+	maxAttempts = 5
+	firstPause  = 2 * time.Millisecond // doubled with each attempt, and jittered
+)
+
+// Fire fires an event at a row, in a transaction of its own: one statement, which moves the row,
+// sets its columns and writes the history, or does nothing of that.
+//
+// What is answered was read from committed data: [Applied] when this call has moved the row;
+// [AlreadyApplied] when the event had been applied before; [Superseded] where the machine ignores it.
+// Everything else is an error. Effects belong to Applied only, and in the same transaction: for those see
+// [Binding.FireTx].
+//
+// Errors: [ErrInvalid], [ErrConflict], [ErrNotFound], [ErrGuard], [ErrUnknownState],
+// [ErrDedupReused], [ErrBusy], [ErrRetryTx], [ErrDiverted], [ErrReadOnly], [ErrUnknownOutcome], [ErrUnavailable],
+// [ErrSchema], and what the server says to the UPDATE (a constraint of the table, for one).
+//
+// When ctx ends while the statement is under way, the move may have been made: [ErrUnknownOutcome].
+//
+// Cost: one statement; on pgx one round trip. A repeat takes no lock, no xid and
+// writes no WAL. Three more trips (BEGIN, the statement again, COMMIT) where the answer has to be
+// confirmed under the lock: a call with [Dedup] that is refused, and one that finds its
+// target reached and cannot tell by which event. The first call of a binding adds two. Locks: the row, FOR NO KEY
+// UPDATE, so inserts that refer to the row do not wait. 40001 and 40P01 are tried
+// again, five times in all.
+func (b *Binding[K, S, TX]) Fire(ctx context.Context, id K, ev Event[S], opts ...Option) (Result[S], error) {
+	res, err := b.fire(ctx, id, ev, opts)
+	if err != nil {
+		return Result[S]{}, b.publish(ev, err)
+	}
+	return res, nil
+}
+
+// FireTx is [Binding.Fire] in the caller's transaction. It never commits, rolls back or sets
+// anything, and what it answers is as provisional as the transaction.
+//
+// A refusal ([ErrConflict], [ErrNotFound], [ErrGuard], [ErrUnknownState], [ErrDedupReused],
+// [ErrInvalid]) is an answer of the statement, not a failure of it: the transaction is alive. After any other error
+// it can only be rolled back.
+//
+// Above READ COMMITTED a row that was changed since the transaction's snapshot is [ErrRetryTx],
+// never an answer from old data. At READ COMMITTED an unlocked repeat is answered with what was committed when
+// the statement began; [Lock] holds the row until the transaction ends.
+//
+// Cost: one statement; one more on the same connection where Fire needs three. The first call of a
+// binding adds two trips, on this connection.
+func (b *Binding[K, S, TX]) FireTx(ctx context.Context, tx TX, id K, ev Event[S], opts ...Option) (Result[S], error) {
+	res, err := b.fireTx(ctx, tx, id, ev, opts)
+	if err != nil {
+		return Result[S]{}, b.publish(ev, err)
+	}
+	return res, nil
+}
+
+func (b *Binding[K, S, TX]) fireTx(ctx context.Context, tx TX, id K, ev Event[S], opts []Option) (Result[S], error) {
+	if isNil(tx) {
+		return Result[S]{}, &InvalidError{"transaction", "is nil"}
+	}
+	f, err := b.newFiring(id, ev, opts)
+	if err != nil {
+		return Result[S]{}, err
+	}
+	q := b.db.Tx(tx)
+	if err := f.prepare(ctx, q); err != nil {
+		return Result[S]{}, lostInTx(ctx, err)
+	}
+	a, err := f.decide(ctx, q)
+	if err != nil {
+		return Result[S]{}, lostInTx(ctx, f.explain(err))
+	}
+	return f.result(a)
+}
+
+func (b *Binding[K, S, TX]) fire(ctx context.Context, id K, ev Event[S], opts []Option) (Result[S], error) {
+	f, err := b.newFiring(id, ev, opts)
+	if err != nil {
+		return Result[S]{}, err
+	}
+	if err := f.prepare(ctx, b.db.Pool()); err != nil {
+		return Result[S]{}, err
+	}
+	for n := 1; ; n++ {
+		a, err := f.attempt(ctx)
+		if err == nil {
+			return f.result(a)
+		}
+		err = f.explain(err)
+		if n == maxAttempts || !errors.Is(err, ErrRetryTx) {
+			return Result[S]{}, err
+		}
+		if pause(ctx, n) != nil {
+			return Result[S]{}, errors.Join(context.Cause(ctx), err)
+		}
+	}
+}
+
+// firing is one event on its way to one row.
+type firing[K ID, S StateType, TX any] struct {
+	b     *Binding[K, S, TX]
+	id    K
+	event Event[S]
+	mv    *moves[S]
+	call  call
+	arg   any // the id
+	sql   string
+}
+
+func (b *Binding[K, S, TX]) newFiring(id K, ev Event[S], opts []Option) (*firing[K, S, TX], error) {
+	f := &firing[K, S, TX]{b: b, id: id, event: ev, mv: b.m.events[ev.name], arg: idArg(id)}
+	c := &f.call
+	for _, opt := range opts {
+		if opt != nil {
+			opt(c)
+		}
+	}
+	if reason := b.faultOfID(f.arg); reason != "" {
+		c.find("id", reason)
+	}
+	switch {
+	case f.mv == nil:
+		c.find(fmt.Sprintf("event %q", ev.name), fmt.Sprintf("is not one of machine %q", b.m.name))
+	case f.mv.overlap && c.dedup == nil:
+		c.find(fmt.Sprintf("event %q", ev.name), "has a target among its sources: without Dedup a repeat would be one more step")
+	}
+	if b.table.NoHistory && (c.dedup != nil || c.actor != nil || c.meta != nil) {
+		c.find("Dedup, Actor or Meta", "needs the history that NoHistory has turned off")
+	}
+	if c.version != nil && b.table.Version == "" {
+		c.find("ExpectVersion", "needs Table.Version")
+	}
+	b.checkSets(c)
+	return f, errors.Join(c.findings...)
+}
+
+// faultOfID says what is wrong with an id that the server would refuse, and the transaction
+// with it.
+func (b *Binding[K, S, TX]) faultOfID(arg any) string {
+	text, ok := arg.(string)
+	if !ok {
+		return ""
+	}
+	return faultOfText(text)
+}
+
+func (b *Binding[K, S, TX]) checkSets(c *call) {
+	seen := []string{b.table.ID, b.table.State, b.table.Version}
+	for _, s := range c.sets {
+		switch i := slices.Index(seen, s.column); {
+		case s.column == "":
+			c.find("Set", "names no column")
+		case i >= 0 && i < 3:
+			c.find(fmt.Sprintf("Set(%q)", s.column), "would write a column that the machine keeps")
+		case i >= 0:
+			c.find(fmt.Sprintf("Set(%q)", s.column), "is there twice")
+		}
+		seen = append(seen, s.column)
+	}
+}
+
+// prepare finds the statement for this call.
+func (f *firing[K, S, TX]) prepare(ctx context.Context, q pg.Querier) error {
+	l, err := f.b.ready(ctx, q)
+	if err == nil && !l.has(f.call.sets) {
+		l, err = f.b.inspect(ctx, q) // a column may have come since
+	}
+	if err != nil {
+		return err
+	}
+	for _, s := range f.call.sets {
+		if _, ok := l.columns[s.column]; !ok {
+			return &InvalidError{fmt.Sprintf("Set(%q)", s.column), fmt.Sprintf("names no column of %s", l.table)}
+		}
+	}
+	if text, ok := f.arg.(string); ok && l.idType == typeUUID {
+		if reason := faultOfUUID(text); reason != "" {
+			return &InvalidError{"id", reason}
+		}
+	}
+	f.sql, err = l.statement(&f.call)
+	return err
+}
+
+func pause(ctx context.Context, n int) error {
+	most := firstPause << n
+	timer := time.NewTimer(most/2 + mrand.N(most/2)) //nolint:gosec // jitter is no secret
+	defer timer.Stop()
+	select {
+	case <-ctx.Done():
+		return ctx.Err()
+	case <-timer.C:
+		return nil
+	}
+}
+
+// isNil finds a transaction that would only be found by a panic.
+func isNil(tx any) bool {
+	v := reflect.ValueOf(tx)
+	return !v.IsValid() || v.Kind() == reflect.Pointer && v.IsNil()
+}

@@ -1,0 +1,87 @@
+package statemachine
+
+import "slices"
+
+// StateType is what states are made of: a string type of the user's own.
+type StateType interface{ ~string }
+
+// Event is something that moves a machine. S keeps the events of one machine from
+// being fired at another: it is the type of the states, nothing of it is stored.
+type Event[S StateType] struct{ name string }
+
+// NewEvent names an event. The name is part of the history, so renaming an event makes
+// another one of it. 1 to 100 bytes of valid UTF-8 without control characters; [New] reports
+// one that is not.
+func NewEvent[S StateType](name string) Event[S] { return Event[S]{name} }
+
+// Name is the event's name.
+func (e Event[S]) Name() string { return e.name }
+
+// Machine is a checked definition. It is a value without state: rows have states, machines have
+// rules. Safe for concurrent use.
+type Machine[S StateType] struct {
+	name    string
+	states  []S // as they were first mentioned
+	initial []S
+	final   []S
+	events  map[string]*moves[S]
+	order   []string // of the events, as they were first mentioned
+}
+
+// moves is what one event does, state by state.
+type moves[S StateType] struct {
+	sources, targets []S // edge i leads from sources[i] to targets[i]
+	ignored          []S
+
+	// idle are the targets that the event does not leave again: a row there may
+	// have been put there by this event.
+	idle []S
+
+	// shared says that a row in an idle state may as well have been put there by another event, or
+	// created there. So the state alone does not tell whether this event was applied.
+	shared bool
+
+	// overlap says that a target is a source too, so that a repeat would move on.
+	overlap bool
+}
+
+// Name is the machine's name.
+func (m *Machine[S]) Name() string { return m.name }
+
+// States lists all states, in the order in which the rules mention them.
+func (m *Machine[S]) States() []S { return slices.Clone(m.states) }
+
+// Next is the state that ev leads to from a state. ok is false where it is not allowed, and where it
+// is ignored.
+func (m *Machine[S]) Next(from S, ev Event[S]) (to S, ok bool) {
+	mv := m.events[ev.name]
+	if mv == nil {
+		return to, false
+	}
+	i := slices.Index(mv.sources, from)
+	if i < 0 {
+		return to, false
+	}
+	return mv.targets[i], true
+}
+
+// Allowed lists the events that move a row in a state, in the order of the rules.
+func (m *Machine[S]) Allowed(from S) []Event[S] {
+	var out []Event[S]
+	for _, name := range m.order {
+		if slices.Contains(m.events[name].sources, from) {
+			out = append(out, Event[S]{name})
+		}
+	}
+	return out
+}
+
+// IsFinal reports whether a state was declared final.
+func (m *Machine[S]) IsFinal(s S) bool { return slices.Contains(m.final, s) }
+
+// NeedsDedup reports whether ev can be fired with [Dedup] only: one of its targets is one of its
+// sources too, so that a repeat without an id would be one more step.
+func (m *Machine[S]) NeedsDedup(ev Event[S]) bool {
+	mv := m.events[ev.name]
+	return mv != nil && mv.overlap
+}

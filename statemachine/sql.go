@@ -1,0 +1,124 @@
+package statemachine
+
+// Statements on a user's table are written for "public"."orders" with its columns "id" (bigint)
+// and "state" (text), so that they can be read, run and tested as they stand. [layout.render]
+// puts in the table's own names and types, and the caller's expressions where a comment
+// marks their place.
+//
+// Every condition on the row is evaluated in pgonce_cur, on the version that is locked. One
+// in the UPDATE would be tested on the version of before the wait first.
+const (
+	// sqlFire decides and moves one row, without a history. Locks: the row, FOR NO KEY UPDATE,
+	// unless pgonce_seen has the answer. Index: the one of "id".
+	//
+	// $1 id, $2 sources, $3 targets, $4 states where it has been applied, $5 states where it is
+	// ignored, $6 may answer without a lock.
+	sqlFire = `
+WITH pgonce_seen AS MATERIALIZED (
+  SELECT "state"::text COLLATE "C" AS pgonce_s, NULL::bigint /*version*/ AS pgonce_sv
+    FROM "public"."orders"
+   WHERE "id" = $1::bigint AND $6::boolean AND pg_catalog.current_setting('transaction_isolation') = 'read committed'
+     AND "state"::text COLLATE "C" = ANY ($4::text::text[] || $5::text::text[]) /*matches*/
+), pgonce_cur AS MATERIALIZED (
+  SELECT "state"::text COLLATE "C" AS pgonce_f, NULL::bigint /*version*/ AS pgonce_v, "id"::text AS pgonce_e,
+         CASE WHEN false THEN 0 /*where*/ ELSE 0 END AS pgonce_g, CASE WHEN false THEN 0 /*match*/ ELSE 0 END AS pgonce_m
+    FROM "public"."orders"
+   WHERE "id" = $1::bigint AND NOT EXISTS (SELECT FROM pgonce_seen)
+     FOR NO KEY UPDATE
+), pgonce_plan AS MATERIALIZED (
+  SELECT pgonce_f, pgonce_v, pgonce_e, pgonce_g, pgonce_m, pg_catalog.count(*) OVER () AS pgonce_n,
+         ($3::text::text[])[pg_catalog.array_position($2::text::text[], pgonce_f)] AS pgonce_to,
+         CASE WHEN pg_catalog.count(*) OVER () > 1 OR pgonce_m <> 0 THEN NULL
+              WHEN pgonce_f = ANY ($2::text::text[]) THEN CASE WHEN pgonce_g = 0 THEN 0 END
+              WHEN pgonce_f = ANY ($4::text::text[]) THEN 1
+              WHEN pgonce_f = ANY ($5::text::text[]) THEN 2 END AS pgonce_o
+    FROM pgonce_cur
+), pgonce_moved AS (
+  UPDATE "public"."orders" SET "state" = pgonce_to::text /*as state*/ /*set*/
+    FROM pgonce_plan
+   WHERE "id" = $1::bigint AND pgonce_o = 0
+  RETURNING "state"::text COLLATE "C" AS pgonce_t
+)
+SELECT pgonce_n, COALESCE(pgonce_s, pgonce_f), pgonce_t, pgonce_o, pgonce_s IS NOT NULL, NULL::text, pgonce_t IS NOT NULL,
+       pgonce_g, pgonce_m, COALESCE(pgonce_sv, pgonce_v), NULL::bigint, NULL::timestamptz,
+       CASE WHEN pgonce_o = 0 AND pgonce_t IS DISTINCT FROM pgonce_to THEN ('pgonce: diverted ' || pgonce_e)::int END
+  FROM (SELECT 1) AS pgonce_one LEFT JOIN pgonce_seen ON true LEFT JOIN pgonce_plan ON true LEFT JOIN pgonce_moved ON true`
+
+	// sqlFireHistory is sqlFire with a history and with dedup ids. The row of the history comes
+	// first and the move depends on it, so an id is used once whatever else goes wrong:
+	// its unique index is the arbiter. Index of "transition": transition_dedup to look an id up, the
+	// primary key for the last move.
+	//
+	// pgonce_last is trusted in two cases only: in pgonce_seen, which reads the row and its history in one
+	// snapshot; and when $11 says that this transaction has held the row's lock since before
+	// the statement. Otherwise the statement may have waited for the lock, and the history is older than the row.
+	//
+	// $7 machine, $8 event, $9 dedup id, $10 the state alone does not tell, $11 the row is locked
+	// already, $12 actor, $13 meta.
+	sqlFireHistory = `
+WITH pgonce_dup AS MATERIALIZED (
+  SELECT event AS pgonce_de, from_state AS pgonce_df, to_state AS pgonce_dt, outcome AS pgonce_do,
+         version AS pgonce_dv, seq AS pgonce_ds, at AS pgonce_da
+    FROM "pgonce"."transition"
+   WHERE entity = $1::bigint::text AND machine = $7::text AND dedup = $9::text
+), pgonce_last AS MATERIALIZED (
+  SELECT event AS pgonce_le, to_state AS pgonce_lt
+    FROM "pgonce"."transition"
+   WHERE entity = $1::bigint::text AND machine = $7::text AND outcome = 0 AND $10::boolean
+   ORDER BY seq DESC LIMIT 1
+), pgonce_seen AS MATERIALIZED (
+  SELECT "state"::text COLLATE "C" AS pgonce_s, NULL::bigint /*version*/ AS pgonce_sv
+    FROM "public"."orders"
+   WHERE "id" = $1::bigint AND $6::boolean AND pg_catalog.current_setting('transaction_isolation') = 'read committed'
+     AND ("state"::text COLLATE "C" = ANY ($5::text::text[])
+          OR "state"::text COLLATE "C" = ANY ($4::text::text[])
+             AND (NOT $10::boolean OR EXISTS (SELECT FROM pgonce_last WHERE pgonce_le = $8::text AND pgonce_lt = "state"::text COLLATE "C"))) /*matches*/
+), pgonce_cur AS MATERIALIZED (
+  SELECT "state"::text COLLATE "C" AS pgonce_f, NULL::bigint /*version*/ AS pgonce_v, "id"::text AS pgonce_e,
+         CASE WHEN false THEN 0 /*where*/ ELSE 0 END AS pgonce_g, CASE WHEN false THEN 0 /*match*/ ELSE 0 END AS pgonce_m
+    FROM "public"."orders"
+   WHERE "id" = $1::bigint AND NOT EXISTS (SELECT FROM pgonce_dup) AND NOT EXISTS (SELECT FROM pgonce_seen)
+     FOR NO KEY UPDATE
+), pgonce_plan AS MATERIALIZED (
+  SELECT pgonce_f, pgonce_v, pgonce_e, pgonce_g, pgonce_m, pg_catalog.count(*) OVER () AS pgonce_n,
+         ($3::text::text[])[pg_catalog.array_position($2::text::text[], pgonce_f)] AS pgonce_to,
+         CASE WHEN pg_catalog.count(*) OVER () > 1 OR pgonce_m <> 0 THEN NULL
+              WHEN pgonce_f = ANY ($2::text::text[]) THEN CASE WHEN pgonce_g = 0 THEN 0 END
+              WHEN pgonce_f = ANY ($4::text::text[]) THEN
+                   CASE WHEN NOT $10::boolean OR $11::boolean AND EXISTS (SELECT FROM pgonce_last WHERE pgonce_le = $8::text AND pgonce_lt = pgonce_f) THEN 1 END
+              WHEN pgonce_f = ANY ($5::text::text[]) THEN 2 END AS pgonce_o
+    FROM pgonce_cur
+), pgonce_h AS (
+  INSERT INTO "pgonce"."transition" (version, outcome, machine, entity, event, from_state, to_state, dedup, actor, meta)
+  SELECT pgonce_v + CASE pgonce_o WHEN 0 THEN 1 ELSE 0 END, pgonce_o, $7::text, pgonce_e, $8::text,
+         pgonce_f, CASE pgonce_o WHEN 0 THEN pgonce_to ELSE pgonce_f END, $9::text, $12::text, $13::text::jsonb
+    FROM pgonce_plan
+   WHERE pgonce_o = 0 OR pgonce_o > 0 AND $9::text IS NOT NULL
+  ON CONFLICT DO NOTHING
+  RETURNING outcome AS pgonce_ho, seq AS pgonce_hs, at AS pgonce_ha
+), pgonce_moved AS (
+  UPDATE "public"."orders" SET "state" = pgonce_to::text /*as state*/ /*set*/
+    FROM pgonce_plan, pgonce_h
+   WHERE "id" = $1::bigint AND pgonce_ho = 0
+  RETURNING "state"::text COLLATE "C" AS pgonce_t
+)
+SELECT pgonce_n, COALESCE(pgonce_df, pgonce_s, pgonce_f), COALESCE(pgonce_dt, pgonce_t), COALESCE(pgonce_do, pgonce_o),
+       pgonce_s IS NOT NULL, pgonce_de, pgonce_ho IS NOT NULL, pgonce_g, pgonce_m,
+       COALESCE(pgonce_dv, pgonce_sv, pgonce_v), COALESCE(pgonce_ds, pgonce_hs), COALESCE(pgonce_da, pgonce_ha),
+       CASE WHEN pgonce_ho = 0 AND pgonce_t IS DISTINCT FROM pgonce_to THEN ('pgonce: diverted ' || pgonce_e)::int END
+  FROM (SELECT 1) AS pgonce_one LEFT JOIN pgonce_dup ON true LEFT JOIN pgonce_seen ON true LEFT JOIN pgonce_plan ON true
+       LEFT JOIN pgonce_h ON true LEFT JOIN pgonce_moved ON true`
+
+	// sqlColumns describes a table's columns: name, type (what a domain is made of), the type's category, and
+	// whether it is a table. Locks: ACCESS SHARE on the catalog.
+	sqlColumns = `
+SELECT a.attname::text, pg_catalog.quote_ident(n.nspname) || '.' || pg_catalog.quote_ident(t.typname),
+       t.typcategory::text, c.relkind IN ('r', 'p')
+  FROM pg_catalog.pg_namespace s
+  JOIN pg_catalog.pg_class c ON c.relnamespace = s.oid
+  JOIN pg_catalog.pg_attribute a ON a.attrelid = c.oid
+  JOIN pg_catalog.pg_type d ON d.oid = a.atttypid
+  JOIN pg_catalog.pg_type t ON t.oid = CASE d.typtype WHEN 'd' THEN d.typbasetype ELSE d.oid END
+  JOIN pg_catalog.pg_namespace n ON n.oid = t.typnamespace
+ WHERE s.nspname = $1::text AND c.relname = $2::text AND a.attnum > 0 AND NOT a.attisdropped`
+)

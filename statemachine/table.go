@@ -1,0 +1,152 @@
+package statemachine
+
+import (
+	"encoding/hex"
+	"fmt"
+	"reflect"
+	"strings"
+	"unicode/utf8"
+
+	"github.com/pgonce/pgonce/internal/pg"
+)
+
+// ID is what rows are named by: the Go type of a column that is a smallint, int or bigint; a
+// uuid, as its text or as 16 bytes; or a text, varchar or the like. The column must be unique; a row of
+// several key columns needs one more that is.
+type ID interface {
+	~int | ~int16 | ~int32 | ~int64 | ~string | ~[16]byte
+}
+
+// Table says where the rows of a machine are. Names are taken as they are written, case
+// included; what SQL created without quotes is lower case.
+type Table struct {
+	// Name is "orders" or "billing.orders". Without a schema it is in "public": the
+	// search_path is never asked.
+	Name string
+
+	// ID is the column that names the row. Defaults to "id".
+	ID string
+
+	// State is the column that holds the state: text, varchar, an enum. It should be NOT NULL.
+	// Defaults to "state". A table with two such columns has two machines, each with a
+	// binding of its own.
+	State string
+
+	// Version is an integer column that counts the moves, if there is one. Every move adds one to it.
+	Version string
+
+	// NoHistory writes nothing to the history: no library table is needed, [Dedup] is
+	// not to be had, and a machine where the state alone does not tell whether an event
+	// was applied is refused by [Bind].
+	NoHistory bool
+
+	// Schema holds the history, as created by the migrations package. Defaults to "pgonce".
+	Schema string
+}
+
+// resolved is the table with its defaults, and its schema split off its name.
+type resolved struct {
+	Table
+	schema, name string
+}
+
+func (t Table) resolve() (resolved, []error) {
+	if t.ID == "" {
+		t.ID = "id"
+	}
+	if t.State == "" {
+		t.State = "state"
+	}
+	if t.Schema == "" {
+		t.Schema = pg.DefaultSchema
+	}
+	r := resolved{Table: t, schema: "public", name: t.Name}
+	if schema, name, ok := strings.Cut(t.Name, "."); ok {
+		r.schema, r.name = schema, name
+	}
+	var findings []error
+	find := func(part, reason string) { findings = append(findings, &InvalidError{part, reason}) }
+	for part, name := range map[string]string{"table's schema": r.schema, "table's name": r.name, "id column": t.ID, "state column": t.State} {
+		if reason := faultOfIdentifier(name); reason != "" {
+			find(part, reason)
+		}
+	}
+	if t.Version != "" {
+		if reason := faultOfIdentifier(t.Version); reason != "" {
+			find("version column", reason)
+		}
+	}
+	if strings.Contains(r.name, ".") {
+		find("table's name", fmt.Sprintf("%q has more than one dot", t.Name))
+	}
+	if t.ID == t.State || t.ID == t.Version || t.State == t.Version {
+		find("table", "has one column for two purposes")
+	}
+	if err := pg.CheckSchemaName(t.Schema); err != nil {
+		findings = append(findings, err)
+	}
+	return r, findings
+}
+
+// maxIdentifier is what Postgres cuts longer names down to.
+const maxIdentifier = 63
+
+func faultOfIdentifier(name string) string { return fault(name, maxIdentifier) }
+
+// quote makes an identifier of any name.
+func quote(name string) string { return `"` + strings.ReplaceAll(name, `"`, `""`) + `"` }
+
+// String is the table's name in SQL.
+func (r resolved) String() string { return quote(r.schema) + "." + quote(r.name) }
+
+// idKind is how an id travels.
+type idKind int
+
+const (
+	idInt idKind = iota
+	idText
+	idUUID
+)
+
+func kindOf[K ID]() idKind {
+	switch reflect.TypeFor[K]().Kind() {
+	case reflect.String:
+		return idText
+	case reflect.Array:
+		return idUUID
+	}
+	return idInt
+}
+
+// idArg is an id as every client library can carry it: an int64 or a string.
+func idArg[K ID](id K) any {
+	v := reflect.ValueOf(id)
+	switch v.Kind() {
+	case reflect.String:
+		return v.String()
+	case reflect.Array:
+		var b [16]byte
+		reflect.Copy(reflect.ValueOf(&b).Elem(), v)
+		h := hex.EncodeToString(b[:])
+		return h[:8] + "-" + h[8:12] + "-" + h[12:16] + "-" + h[16:20] + "-" + h[20:]
+	}
+	return v.Int()
+}
+
+// faultOfUUID says what is wrong with the text of a UUID. The server would say so too, and the
+// transaction with it.
+func faultOfUUID(s string) string {
+	digits := strings.ReplaceAll(strings.TrimSuffix(strings.TrimPrefix(s, "{"), "}"), "-", "")
+	if _, err := hex.DecodeString(digits); err != nil || len(digits) != 32 {
+		return "is not a UUID"
+	}
+	return ""
+}
+
+// faultOfText says what the server would refuse in any text.
+func faultOfText(s string) string {
+	if !utf8.ValidString(s) || strings.ContainsRune(s, 0) {
+		return "is not valid text"
+	}
+	return ""
+}
