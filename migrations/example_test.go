@@ -100,7 +100,7 @@ func ExampleDown() {
 		fmt.Println(version, err)
 		return nil
 	})
-	// Output: 1 <nil>
+	// Output: 2 <nil>
 }
 
 func ExampleFS() {
@@ -110,7 +110,7 @@ func ExampleFS() {
 	}
 	names, err := fs.Glob(files, "*.sql") // os.CopyFS(dir, files) writes them to a folder
 	fmt.Println(names, err)
-	// Output: [00001_idem.sql] <nil>
+	// Output: [00001_idem.sql 00002_transition.sql] <nil>
 }
 
 func ExampleScript() {

@@ -95,7 +95,7 @@ func UpPool(ctx context.Context, pool *pgxpool.Pool, cfg *Config) ([]int, error)
 // Down takes back the newest migration and returns its number. It refuses with
 // [ErrHasRecords] when that would drop records, unless the Config says Force.
 func Down(ctx context.Context, db *sql.DB, cfg *Config) (int, error) {
-	if err := Validate(ctx, db, cfg); err != nil {
+	if err := Validate(ctx, db, cfg); err != nil && !isOlder(err) {
 		return 0, fmt.Errorf("migrations: down: nothing that this code could take back: %w", err)
 	}
 	done, err := withProvider(ctx, "down", db, cfg, func(p *goose.Provider) ([]*goose.MigrationResult, error) {
@@ -106,6 +106,12 @@ func Down(ctx context.Context, db *sql.DB, cfg *Config) (int, error) {
 		return 0, err
 	}
 	return done[0], err
+}
+
+// isOlder says whether the schema has fewer migrations than this code, but some.
+func isOlder(err error) bool {
+	e, ok := errors.AsType[*pg.SchemaError](err)
+	return ok && e.Version > 0 && e.Version < e.Want
 }
 
 // withProvider builds a goose provider on the schema and runs do with it.

@@ -135,11 +135,11 @@ func TestWaysCanBeMixed(t *testing.T) {
 		},
 		"drop": func(t *testing.T, db *pgtest.DB, _ *sql.DB) error {
 			t.Helper()
-			db.Exec(t, `DROP TABLE pgonce.idem_record, pgonce.schema_version`)
+			db.Exec(t, `DROP TABLE pgonce.idem_record, pgonce.transition, pgonce.schema_version`)
 			return nil
 		},
 	}
-	for _, order := range []string{"Up Down UpTx Up Down Up", "Up drop Up", "UpTx Up Down UpTx Down Up", "Up drop UpTx Up Down Up"} {
+	for _, order := range []string{"Up Down UpTx Up Down Up", "Up Down Down UpTx Down Up", "Up drop Up", "UpTx Up Down UpTx Down Up", "Up drop UpTx Up Down Up"} {
 		t.Run(order, func(t *testing.T) {
 			t.Parallel()
 			db := pgtest.NewEmpty(t)
@@ -248,6 +248,7 @@ func TestUpPoolWithOneConnection(t *testing.T) {
 	}
 }
 
+// Each migration in turn, newest first: what Down would forget keeps it from working.
 func TestDownRefusesWhileRecordsExist(t *testing.T) {
 	t.Parallel()
 	db := pgtest.NewEmpty(t)
@@ -255,32 +256,54 @@ func TestDownRefusesWhileRecordsExist(t *testing.T) {
 	if _, err := migrations.Up(t.Context(), std, nil); err != nil {
 		t.Fatal(err)
 	}
-	db.Exec(t, insertRecord)
-	if _, err := migrations.Down(t.Context(), std, nil); !errors.Is(err, migrations.ErrHasRecords) {
-		t.Fatalf("got %v, want ErrHasRecords", err)
+	inserts := []struct {
+		version    int
+		table, sql string
+	}{
+		{2, "transition", `INSERT INTO pgonce.transition (machine, entity, event, from_state, to_state) VALUES ('m', '1', 'e', 'a', 'b')`},
+		{1, "idem_record", `INSERT INTO pgonce.idem_record (attempt, created_at, replay_until, remember_until, state, fp_ver, scope, digest, op)
+			VALUES (1, now(), now(), now(), 1, 0, 's', '\x00', 'o')`},
 	}
-	if n := db.Int(t, `SELECT count(*) FROM pgonce.idem_record`); n != 1 {
-		t.Fatalf("%d records after a refused Down", n)
-	}
-	version, err := migrations.Down(t.Context(), std, &migrations.Config{Force: true})
-	if err != nil || version != pg.SchemaVersion {
-		t.Fatalf("forced: got %d, %v", version, err)
-	}
-	if n := db.Int(t, `SELECT count(*) FROM pg_tables WHERE schemaname = 'pgonce' AND tablename = 'idem_record'`); n != 0 {
-		t.Error("the table is still there")
-	}
-	if applied, err := migrations.Up(t.Context(), std, nil); err != nil || len(applied) != 1 {
-		t.Errorf("Up after Down: %v, %v", applied, err)
-	}
-	db.Exec(t, insertRecord)
-	if _, err := migrations.Down(t.Context(), std, nil); !errors.Is(err, migrations.ErrHasRecords) {
-		t.Errorf("the force of an earlier Down stayed on a pooled connection: %v", err)
+	for i, tc := range inserts {
+		db.Exec(t, tc.sql)
+		if _, err := migrations.Down(t.Context(), std, nil); !errors.Is(err, migrations.ErrHasRecords) {
+			t.Fatalf("%s: got %v, want ErrHasRecords", tc.table, err)
+		}
+		if n := db.Int(t, `SELECT count(*) FROM pgonce.`+tc.table); n != 1 {
+			t.Fatalf("%s: %d records after a refused Down", tc.table, n)
+		}
+		version, err := migrations.Down(t.Context(), std, &migrations.Config{Force: true})
+		if err != nil || version != tc.version {
+			t.Fatalf("%s: forced: got %d, %v", tc.table, version, err)
+		}
+		if n := db.Int(t, `SELECT count(*) FROM pg_tables WHERE schemaname = 'pgonce' AND tablename = $1`, tc.table); n != 0 {
+			t.Errorf("%s is still there", tc.table)
+		}
+		if applied, err := migrations.Up(t.Context(), std, nil); err != nil || len(applied) != i+1 {
+			t.Errorf("%s: Up after Down: %v, %v", tc.table, applied, err)
+		}
+		db.Exec(t, tc.sql)
+		if i == 0 {
+			if _, err := migrations.Down(t.Context(), std, nil); !errors.Is(err, migrations.ErrHasRecords) {
+				t.Errorf("the force of an earlier Down stayed on a pooled connection: %v", err)
+			}
+			db.Exec(t, `DELETE FROM pgonce.transition`)
+			if _, err := migrations.Down(t.Context(), std, nil); err != nil {
+				t.Fatal(err)
+			}
+		}
 	}
 }
 
-const insertRecord = `INSERT INTO pgonce.idem_record
-	(attempt, created_at, replay_until, remember_until, state, fp_ver, scope, digest, op)
-	VALUES (1, now(), now(), now(), 1, 0, 's', '\x00', 'o')`
+// A process of an earlier release goes on working while a deploy has migrated already: nothing that it uses has
+// changed.
+func TestEarlierReleasesAreAdmitted(t *testing.T) {
+	t.Parallel()
+	db := pgtest.New(t)
+	if n := db.Int(t, `SELECT min_code FROM pgonce.schema_version ORDER BY version DESC LIMIT 1`); n != 1 {
+		t.Errorf("the newest migration admits code of version %d, want 1", n)
+	}
+}
 
 func TestTwoSchemasInOneProcess(t *testing.T) {
 	t.Parallel()
@@ -292,8 +315,8 @@ func TestTwoSchemasInOneProcess(t *testing.T) {
 				t.Fatalf("%s: %v", schema, err)
 			}
 		}
-		if n := db.Int(t, `SELECT count(*) FROM pg_tables WHERE schemaname = $1`, schema); n != 3 {
-			t.Errorf("%s has %d tables, want idem_record, schema_version, goose_db_version", schema, n)
+		if n := db.Int(t, `SELECT count(*) FROM pg_tables WHERE schemaname = $1`, schema); n != 4 {
+			t.Errorf("%s has %d tables, want idem_record, transition, schema_version, goose_db_version", schema, n)
 		}
 	}
 	if _, err := migrations.Down(t.Context(), std, &migrations.Config{Schema: "_x"}); err != nil {
