@@ -175,7 +175,8 @@ func (f *firing[K, S, TX]) settled(a *answer) bool {
 	case a.outcome != nil:
 		return true
 	}
-	return !f.mv.shared || a.from == nil || !slices.Contains(f.mv.idle, S(*a.from))
+	state, ok := stateOf[S](value(a.from))
+	return !f.mv.shared || !ok || !slices.Contains(f.mv.idle, state)
 }
 
 // result turns an answer into what the caller gets.
@@ -191,9 +192,10 @@ func (f *firing[K, S, TX]) result(a answer) (Result[S], error) {
 	case a.outcome == nil && !a.seen:
 		return res, f.refusal(&a)
 	}
-	res.From, res.To = S(value(a.from)), S(value(a.from))
+	res.From, _ = stateOf[S](value(a.from))
+	res.To = res.From
 	if a.to != nil {
-		res.To = S(*a.to)
+		res.To, _ = stateOf[S](*a.to)
 	}
 	res.Seq, res.At, res.Version = value(a.seq), value(a.at), value(a.version)
 	switch {
@@ -214,9 +216,13 @@ func (f *firing[K, S, TX]) result(a answer) (Result[S], error) {
 
 // refusal says why the row stays where it is.
 func (f *firing[K, S, TX]) refusal(a *answer) error {
-	m, state := f.b.m, S(value(a.from))
-	g := &GuardError{Machine: m.name, ID: f.id, Event: f.event.name, State: string(state)}
-	conflict := &ConflictError{Machine: m.name, ID: f.id, Event: f.event.name, State: string(state), Sources: strs(f.mv.sources), Final: m.IsFinal(state)}
+	m, text := f.b.m, value(a.from)
+	state, ok := stateOf[S](text)
+	if a.from == nil || !ok || !slices.Contains(m.states, state) {
+		return &UnknownStateError{Machine: m.name, ID: f.id, State: text, Null: a.from == nil}
+	}
+	g := &GuardError{Machine: m.name, ID: f.id, Event: f.event.name, State: text}
+	conflict := &ConflictError{Machine: m.name, ID: f.id, Event: f.event.name, State: text, Sources: texts(f.mv.sources), Final: m.IsFinal(state)}
 	for _, ev := range m.Allowed(state) {
 		conflict.Allowed = append(conflict.Allowed, ev.name)
 	}
@@ -224,8 +230,6 @@ func (f *firing[K, S, TX]) refusal(a *answer) error {
 	meant := isSource || slices.Contains(f.mv.idle, state) || slices.Contains(f.mv.ignored, state)
 	match, guard := value(a.match), value(a.guard)
 	switch {
-	case a.from == nil || !slices.Contains(m.states, state):
-		return &UnknownStateError{Machine: m.name, ID: f.id, State: string(state), Null: a.from == nil}
 	case meant && match > 0:
 		g.Match, g.Expr = true, f.call.match[match-1].text
 		return g

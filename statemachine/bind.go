@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"slices"
 	"strings"
 	"sync/atomic"
 
@@ -80,7 +79,7 @@ func array[S StateType](states []S) string {
 			b.WriteByte(',')
 		}
 		b.WriteByte('"')
-		b.WriteString(strings.NewReplacer(`\`, `\\`, `"`, `\"`).Replace(string(s)))
+		b.WriteString(strings.NewReplacer(`\`, `\\`, `"`, `\"`).Replace(textOf(s)))
 		b.WriteByte('"')
 	}
 	b.WriteByte('}')
@@ -110,7 +109,7 @@ func (b *Binding[K, S, TX]) ready(ctx context.Context, q pg.Querier) (*layout, e
 }
 
 func (b *Binding[K, S, TX]) inspect(ctx context.Context, q pg.Querier) (*layout, error) {
-	l, err := inspect(ctx, q, b.table, b.kind)
+	l, err := inspect(ctx, q, b.table, b.kind, isNumber[S]())
 	if err == nil && !b.table.NoHistory {
 		err = pg.CheckSchema(ctx, q, b.table.Schema)
 	}
@@ -124,13 +123,4 @@ func (b *Binding[K, S, TX]) inspect(ctx context.Context, q pg.Querier) (*layout,
 	}
 	b.found.Store(l)
 	return l, nil
-}
-
-// strs are states as plain strings, for errors.
-func strs[S StateType](states []S) []string {
-	out := make([]string, len(states))
-	for i, s := range slices.All(states) {
-		out[i] = string(s)
-	}
-	return out
 }

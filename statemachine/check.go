@@ -60,7 +60,7 @@ func (d *definition[S]) find(what, reason string) {
 }
 
 func (d *definition[S]) pair(from S, ev Event[S]) string {
-	return fmt.Sprintf("event %q in state %q", ev.name, from)
+	return fmt.Sprintf("event %q in state %q", ev.name, textOf(from))
 }
 
 // see notes the states that a rule mentions.
@@ -72,8 +72,8 @@ func (d *definition[S]) see(rule string, states []S) {
 		if slices.Contains(d.m.states, s) {
 			continue
 		}
-		if reason := fault(string(s), MaxName); reason != "" {
-			d.find(fmt.Sprintf("state %q", s), reason)
+		if reason := fault(textOf(s), MaxName); reason != "" {
+			d.find(fmt.Sprintf("state %q", textOf(s)), reason)
 		}
 		d.m.states = append(d.m.states, s)
 	}
@@ -129,7 +129,7 @@ func (d *definition[S]) check() {
 	reached := d.reachable()
 	for _, s := range d.m.states {
 		exits := len(d.m.Allowed(s)) > 0
-		what := fmt.Sprintf("state %q", s)
+		what := fmt.Sprintf("state %q", textOf(s))
 		if len(d.m.initial) > 0 && !slices.Contains(reached, s) {
 			d.find(what, "cannot be reached from an initial state")
 		}

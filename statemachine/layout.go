@@ -28,7 +28,7 @@ const maxShapes = 256
 
 // inspect reads the table's columns and checks that rows of it can be moved. The query cannot
 // fail over what it finds, so it does no harm to a caller's transaction.
-func inspect(ctx context.Context, q pg.Querier, t resolved, kind idKind) (*layout, error) {
+func inspect(ctx context.Context, q pg.Querier, t resolved, kind idKind, numbers bool) (*layout, error) {
 	l := &layout{table: t, columns: map[string]column{}, shapes: map[string]string{}}
 	isTable := true
 	for scan, err := range q.Query(ctx, sqlColumns, t.schema, t.name) {
@@ -48,7 +48,7 @@ func inspect(ctx context.Context, q pg.Querier, t resolved, kind idKind) (*layou
 	case !isTable:
 		return nil, l.bad("is not a table", "bind the table that it shows")
 	}
-	return l, l.check(kind)
+	return l, l.check(kind, numbers)
 }
 
 func (l *layout) bad(reason, fix string) error {
@@ -63,7 +63,7 @@ const (
 
 const typeUUID = "pg_catalog.uuid"
 
-func (l *layout) check(kind idKind) error {
+func (l *layout) check(kind idKind, numbers bool) error {
 	for _, name := range []string{l.table.ID, l.table.State, l.table.Version} {
 		if _, ok := l.columns[name]; !ok && name != "" {
 			return l.bad(fmt.Sprintf("has no column %q", name), "set ID, State and Version of the Table")
@@ -83,8 +83,10 @@ func (l *layout) check(kind idKind) error {
 		return l.bad(fmt.Sprintf("id column %q is of type %s", l.table.ID, id.typ),
 			"use an integer type for an integer, a string for a text, a string or 16 bytes for a uuid")
 	}
-	if s := l.columns[l.table.State]; s.category != categoryString && s.category != categoryEnum {
-		return l.bad(fmt.Sprintf("state column %q is of type %s", l.table.State, s.typ), "it has to be a text or an enum")
+	s := l.columns[l.table.State]
+	if isText := s.category == categoryString || s.category == categoryEnum; numbers && !isInteger(s) || !numbers && !isText {
+		return l.bad(fmt.Sprintf("state column %q is of type %s", l.table.State, s.typ),
+			"it has to be a text or an enum for states of strings, and an integer for states of integers")
 	}
 	if v := l.columns[l.table.Version]; l.table.Version != "" && !isInteger(v) {
 		return l.bad(fmt.Sprintf("version column %q is of type %s", l.table.Version, v.typ), "it has to be an integer")

@@ -1,9 +1,48 @@
 package statemachine
 
-import "slices"
+import (
+	"reflect"
+	"slices"
+	"strconv"
+)
 
-// StateType is what states are made of: a string type of the user's own.
-type StateType interface{ ~string }
+// StateType is what states are made of: a type of the user's own, for a column of text or enum, or of integers.
+type StateType interface {
+	~string | ~int | ~int16 | ~int32 | ~int64
+}
+
+// textOf is a state as it travels and as the history keeps it.
+func textOf[S StateType](s S) string {
+	if v := reflect.ValueOf(s); v.Kind() != reflect.String {
+		return strconv.FormatInt(v.Int(), 10)
+	}
+	return reflect.ValueOf(s).String()
+}
+
+// stateOf is the opposite of textOf. ok is false for a text that is none of S, as a column of another type
+// may hold.
+func stateOf[S StateType](text string) (s S, ok bool) {
+	v := reflect.ValueOf(&s).Elem()
+	if v.Kind() == reflect.String {
+		v.SetString(text)
+		return s, true
+	}
+	n, err := strconv.ParseInt(text, 10, v.Type().Bits())
+	if err != nil {
+		return s, false
+	}
+	v.SetInt(n)
+	return s, true
+}
+
+// texts are states as plain strings.
+func texts[S StateType](states []S) []string {
+	out := make([]string, len(states))
+	for i, s := range states {
+		out[i] = textOf(s)
+	}
+	return out
+}
 
 // Event is something that moves a machine. S keeps the events of one machine from
 // being fired at another: it is the type of the states, nothing of it is stored.

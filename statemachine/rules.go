@@ -71,7 +71,7 @@ func (p Departure[S]) To(target S) Rule[S] {
 		for _, from := range p.states {
 			switch i := slices.Index(mv.sources, from); {
 			case i >= 0 && mv.targets[i] != target:
-				d.find(d.pair(from, p.event), fmt.Sprintf("leads to %q and to %q", mv.targets[i], target))
+				d.find(d.pair(from, p.event), fmt.Sprintf("leads to %q and to %q", textOf(mv.targets[i]), textOf(target)))
 			case i >= 0:
 				d.find(d.pair(from, p.event), "is declared twice")
 			default:

@@ -27,7 +27,7 @@ type Table struct {
 	// ID is the column that names the row. Defaults to "id".
 	ID string
 
-	// State is the column that holds the state: text, varchar, an enum. It should be NOT NULL.
+	// State is the column that holds the state: text, varchar or an enum, or an integer. It should be NOT NULL.
 	// Defaults to "state". A table with two such columns has two machines, each with a
 	// binding of its own.
 	State string
@@ -117,6 +117,9 @@ func kindOf[K ID]() idKind {
 	}
 	return idInt
 }
+
+// isNumber says whether states are integers.
+func isNumber[S StateType]() bool { return reflect.TypeFor[S]().Kind() != reflect.String }
 
 // idArg is an id as every client library can carry it: an int64 or a string.
 func idArg[K ID](id K) any {
