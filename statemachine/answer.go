@@ -252,8 +252,11 @@ func value[T any](p *T) (v T) {
 
 // The SQLSTATE codes that this package decides by, beside those of the seam.
 const (
-	codeReadOnly    = "25006"
-	codeInvalidText = "22P02"
+	codeReadOnly        = "25006"
+	codeInvalidText     = "22P02"
+	codeUndefinedColumn = "42703"
+	codeUndefinedType   = "42704"
+	codeWrongType       = "42804"
 )
 
 // explain turns the server's answer into the package's facts.
@@ -269,11 +272,21 @@ func (f *firing[K, S, TX]) explain(err error) error {
 		return fmt.Errorf("%w: %w", ErrDiverted, err)
 	case code == pg.CodeNoPrivilege:
 		return fmt.Errorf("%w: this role lacks a right on %s or on the history, or a row security policy refuses the row: %w", ErrSchema, f.b.table, err)
-	case strings.HasPrefix(code, "42") || code == pg.CodeNoSuchSchema:
-		f.b.found.Store(nil) // the table is not what it was, or an expression is wrong
+	case tableChanged(err):
+		f.b.found.Store(nil)
 		return pg.ExplainSchema(f.b.table.Schema, err)
 	}
 	return err
+}
+
+// tableChanged says whether a statement was refused because the table is not what it was; or
+// because an expression of the caller's is wrong, which looks the same.
+func tableChanged(err error) bool {
+	switch pg.Code(err) {
+	case pg.CodeUndefinedTable, pg.CodeNoSuchSchema, codeUndefinedColumn, codeUndefinedType, codeWrongType:
+		return true
+	}
+	return false
 }
 
 // lostInTx names the loss of a connection with an open transaction on it: nothing is left of that.

@@ -99,6 +99,9 @@ func (b *Binding[K, S, TX]) fire(ctx context.Context, id K, ev Event[S], opts []
 			return f.result(a)
 		}
 		err = f.explain(err)
+		if n == 1 && tableChanged(err) && f.prepare(ctx, b.db.Pool()) == nil {
+			continue
+		}
 		if n == maxAttempts || !errors.Is(err, ErrRetryTx) {
 			return Result[S]{}, err
 		}

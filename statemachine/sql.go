@@ -41,7 +41,7 @@ WITH pgonce_seen AS MATERIALIZED (
 )
 SELECT pgonce_n, COALESCE(pgonce_s, pgonce_f), pgonce_t, pgonce_o, pgonce_s IS NOT NULL, NULL::text, pgonce_t IS NOT NULL,
        pgonce_g, pgonce_m, COALESCE(pgonce_sv, pgonce_v), NULL::bigint, NULL::timestamptz,
-       CASE WHEN pgonce_o = 0 AND pgonce_t IS DISTINCT FROM pgonce_to THEN ('pgonce: diverted ' || pgonce_e)::int END
+       CASE WHEN pgonce_o = 0 AND (pgonce_t = pgonce_to) IS NOT TRUE THEN ('pgonce: diverted ' || pgonce_e)::int END
   FROM (SELECT 1) AS pgonce_one LEFT JOIN pgonce_seen ON true LEFT JOIN pgonce_plan ON true LEFT JOIN pgonce_moved ON true`
 
 	// sqlFireHistory is sqlFire with a history and with dedup ids. The row of the history comes
@@ -105,7 +105,7 @@ WITH pgonce_dup AS MATERIALIZED (
 SELECT pgonce_n, COALESCE(pgonce_df, pgonce_s, pgonce_f), COALESCE(pgonce_dt, pgonce_t), COALESCE(pgonce_do, pgonce_o),
        pgonce_s IS NOT NULL, pgonce_de, pgonce_ho IS NOT NULL, pgonce_g, pgonce_m,
        COALESCE(pgonce_dv, pgonce_sv, pgonce_v), COALESCE(pgonce_ds, pgonce_hs), COALESCE(pgonce_da, pgonce_ha),
-       CASE WHEN pgonce_ho = 0 AND pgonce_t IS DISTINCT FROM pgonce_to THEN ('pgonce: diverted ' || pgonce_e)::int END
+       CASE WHEN pgonce_ho = 0 AND (pgonce_t = pgonce_to) IS NOT TRUE THEN ('pgonce: diverted ' || pgonce_e)::int END
   FROM (SELECT 1) AS pgonce_one LEFT JOIN pgonce_dup ON true LEFT JOIN pgonce_seen ON true LEFT JOIN pgonce_plan ON true
        LEFT JOIN pgonce_h ON true LEFT JOIN pgonce_moved ON true`
 

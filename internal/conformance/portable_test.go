@@ -3,6 +3,7 @@
 package conformance_test
 
 import (
+	"context"
 	"fmt"
 	"go/ast"
 	"go/parser"
@@ -17,7 +18,9 @@ import (
 	"testing"
 
 	"github.com/jackc/pgx/v5"
+	"github.com/pgonce/pgonce/driver/pgxdriver"
 	"github.com/pgonce/pgonce/internal/pgtest"
+	sm "github.com/pgonce/pgonce/statemachine"
 )
 
 // The subset of SQL that runs unchanged behind a transaction pooler and on a distributed
@@ -54,16 +57,15 @@ func TestEverySQLConstantIsPortableAndValid(t *testing.T) {
 	}
 	defer func() { _ = conn.Close(t.Context()) }()
 
+	db.Exec(t, `CREATE TABLE orders (id bigint PRIMARY KEY, state text)`) // what statemachine's texts are written for
 	constants := sqlConstants(t)
 	if len(constants) < 10 {
 		t.Fatalf("found only %v", slices.Sorted(maps.Keys(constants)))
 	}
 	for name, sql := range constants {
 		if _, ok := exceptions[name]; !ok {
-			for what, rule := range rules {
-				if found := rule.FindString(sql); found != "" {
-					t.Errorf("%s has %s: %q", name, what, found)
-				}
+			for _, finding := range findings(sql) {
+				t.Errorf("%s has %s", name, finding)
 			}
 		}
 		if name == "migrations.sqlCreateSchema" {
@@ -83,19 +85,104 @@ func TestPortabilityRulesFindWhatTheyForbid(t *testing.T) {
 		`SET lock_timeout = 1`: 1, `SELECT set_config('a', 'b', false)`: 1, `SELECT set_config('a', 'b', true)`: 0,
 		`INSERT INTO "p"."t" VALUES (1) ON CONFLICT (a) DO UPDATE SET b = 1 WHERE "t".c < now()`: 2,
 		`UPDATE "p"."t" SET a = clock_timestamp()`:                                               1, `UPDATE "p"."t" SET a = statement_timestamp()`: 0,
+		`WITH pgonce_a AS (SELECT 1 FROM "p"."t"), pgonce_b AS (INSERT INTO "p"."t" SELECT FROM pgonce_a ON CONFLICT DO NOTHING) SELECT length('') FROM pgonce_b WHERE true`: 0,
+		`WITH pgonce_a AS (UPDATE "p"."t" SET a = clock_timestamp()) SELECT 1`:                                                                                               1,
+		`WITH pgonce_a AS (SELECT 1) SELECT 1 FROM pgonce_b`:                                                                                                                 1,
 		`SELECT pg_advisory_lock(1)`: 1, `SELECT pg_advisory_xact_lock(1)`: 0, `NOTIFY x`: 1,
 	} {
-		got := 0
-		for _, rule := range rules {
-			if rule.MatchString(sql) {
-				got++
-			}
-		}
+		got := len(findings(sql))
 		if got < want || want == 0 && got > 0 {
 			t.Errorf("%d rules object to %s, want %d", got, sql, want)
 		}
 	}
 }
+
+var (
+	withQuery  = regexp.MustCompile(`\b(pgonce_[a-z]+) AS (?:MATERIALIZED )?\(`)
+	endOfQuery = regexp.MustCompile(`\)(?:, pgonce_[a-z]+ AS|\s+SELECT\b)`)
+)
+
+// findings holds a statement to the rules, each of its WITH queries by itself. The name of such a query is
+// no table's.
+func findings(sql string) (found []string) {
+	for _, m := range withQuery.FindAllStringSubmatch(sql, -1) {
+		sql = regexp.MustCompile(`\b(FROM|JOIN|,)(\s+)`+m[1]+`\b`).ReplaceAllString(sql, `$1$2"`+m[1]+`"`)
+	}
+	for _, query := range endOfQuery.Split(sql, -1) {
+		for what, rule := range rules {
+			if text := rule.FindString(query); text != "" {
+				found = append(found, fmt.Sprintf("%s: %q", what, text))
+			}
+		}
+	}
+	return found
+}
+
+// What a binding makes of its texts, with every option and with names that need quotes, is held to the same
+// rules and prepared, too.
+func TestAssembledStatementsArePortableAndValid(t *testing.T) {
+	t.Parallel()
+	db := pgtest.New(t)
+	db.Exec(t, `CREATE SCHEMA "Sales"; CREATE TABLE "Sales"."Or""der" ("Id" uuid PRIMARY KEY, "St" varchar(20) DEFAULT 'a', "V" int DEFAULT 0, amount int DEFAULT 1, note text)`)
+	db.Exec(t, `INSERT INTO "Sales"."Or""der" VALUES ('00000000-0000-0000-0000-000000000001')`)
+	var seen tracer
+	cfg := db.Config(t)
+	cfg.ConnConfig.Tracer = &seen
+	pool := db.Open(t, cfg)
+	conn, err := pool.Acquire(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Release()
+	type state string
+	pay := sm.NewEvent[state]("pay")
+	m := sm.MustNew("m", sm.Initial(state("a")), sm.Final(state("b")), sm.From(state("a")).On(pay).To("b"))
+	for _, none := range []bool{true, false} {
+		orders, err := sm.Bind[string](m, pgxdriver.New(pool), sm.Table{Name: `Sales.Or"der`, ID: "Id", State: "St", Version: "V", NoHistory: none})
+		if err != nil {
+			t.Fatal(err)
+		}
+		options := []sm.Option{
+			sm.Where("amount > $1", 0), sm.Where("note IS NULL OR $2 = $1", "a", "b"), sm.Match("amount = $1", 1), sm.ExpectVersion(0),
+			sm.Set("note", "n"), sm.SetExpr("amount", "amount + $1", 1),
+		}
+		for n := range len(options) + 1 {
+			_, err := orders.Fire(t.Context(), "00000000-0000-0000-0000-000000000001", pay, options[:n]...)
+			if err != nil {
+				t.Errorf("%d options: %v", n, err)
+			}
+		}
+	}
+	n := 0
+	for i, sql := range seen.texts {
+		if !strings.Contains(sql, "pgonce_plan") {
+			continue
+		}
+		n++
+		for _, finding := range findings(sql) {
+			t.Errorf("%s\nhas %s", sql, finding)
+		}
+		if strings.Contains(sql, "/*") || strings.Contains(sql, "orders") {
+			t.Errorf("something was not filled in:\n%s", sql)
+		}
+		if _, err := conn.Conn().Prepare(t.Context(), fmt.Sprintf("s%d", i), sql); err != nil {
+			t.Errorf("%v\n%s", err, sql)
+		}
+	}
+	if n != 14 {
+		t.Errorf("saw %d statements, want 14", n)
+	}
+}
+
+// tracer keeps the texts of queries.
+type tracer struct{ texts []string }
+
+func (r *tracer) TraceQueryStart(ctx context.Context, _ *pgx.Conn, data pgx.TraceQueryStartData) context.Context {
+	r.texts = append(r.texts, data.SQL)
+	return ctx
+}
+
+func (*tracer) TraceQueryEnd(context.Context, *pgx.Conn, pgx.TraceQueryEndData) {}
 
 // sqlConstants reads the string constants of every sql.go in the module.
 func sqlConstants(t *testing.T) map[string]string {
@@ -147,7 +234,7 @@ func fileExists(path string) bool {
 func TestSQLLivesInSQLFilesOnly(t *testing.T) {
 	t.Parallel()
 	statement := regexp.MustCompile("(?s)[`\"]\\s*(SELECT|INSERT INTO|UPDATE|DELETE FROM|CREATE|ALTER|DROP|LOCK TABLE)\\s")
-	for _, dir := range []string{"idem", "migrations", "internal/pg", "driver"} {
+	for _, dir := range []string{"idem", "statemachine", "migrations", "internal/pg", "driver"} {
 		err := filepath.WalkDir("../../"+dir, func(path string, _ os.DirEntry, err error) error {
 			name := filepath.Base(path)
 			if err != nil || filepath.Ext(name) != ".go" || name == "sql.go" || strings.HasSuffix(name, "_test.go") {

@@ -31,11 +31,12 @@ const (
 	CutAfterCommit // the server has committed, the client never hears of it
 	MuteBeforeCommit
 	MuteAfterCommit
-	MuteNext // at the client's next message
+	MuteNext  // at the client's next message
+	CutAnswer // the server has done what it was asked next, the client never hears of it
 )
 
 func (k Kind) String() string {
-	return [...]string{"none", "cut before COMMIT", "cut after COMMIT", "mute before COMMIT", "mute after COMMIT", "mute at the next message"}[k]
+	return [...]string{"none", "cut before COMMIT", "cut after COMMIT", "mute before COMMIT", "mute after COMMIT", "mute at the next message", "cut the next answer"}[k]
 }
 
 func (k Kind) beforeCommit() bool { return k == CutBeforeCommit || k == MuteBeforeCommit }
@@ -274,6 +275,9 @@ func (l *link) fromServer() error {
 		}
 		if l.silent() {
 			return errMuted
+		}
+		if l.kind() == CutAnswer && msg[0] == 'Z' { // ready for the next query: the transaction is over
+			return l.strike()
 		}
 		if kind := l.kind(); kind != None && kind != MuteNext && !kind.beforeCommit() && msg[0] == 'C' && string(msg[5:]) == "COMMIT\x00" {
 			return l.strike()
