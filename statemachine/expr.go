@@ -148,7 +148,7 @@ func (l *lexer) parameter() error {
 	}
 	n, err := strconv.Atoi(l.text[l.pos+1 : end])
 	switch {
-	case err != nil:
+	case err != nil || l.text[l.pos+1] == '0':
 		return errors.New("has a $ that is not a parameter")
 	case end < len(l.text) && isIdentPart(l.text[end]):
 		return fmt.Errorf("has $%d run into a word", n)
@@ -176,6 +176,9 @@ func (l *lexer) word() error {
 	}
 	word := strings.ToLower(l.text[l.pos:end])
 	rest := l.text[end:]
+	if strings.Contains(word, "$") { // a client library may take a$1 for a and a parameter
+		return errors.New("has a $ in a name: quote it")
+	}
 	switch word {
 	case "select", "values", "table", "insert", "update", "delete", "merge":
 		return errors.New("has a sub-query: it can only see columns of the row")

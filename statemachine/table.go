@@ -1,6 +1,7 @@
 package statemachine
 
 import (
+	"cmp"
 	"encoding/hex"
 	"fmt"
 	"reflect"
@@ -51,29 +52,19 @@ type resolved struct {
 }
 
 func (t Table) resolve() (resolved, []error) {
-	if t.ID == "" {
-		t.ID = "id"
-	}
-	if t.State == "" {
-		t.State = "state"
-	}
-	if t.Schema == "" {
-		t.Schema = pg.DefaultSchema
-	}
+	t.ID, t.State, t.Schema = cmp.Or(t.ID, "id"), cmp.Or(t.State, "state"), cmp.Or(t.Schema, pg.DefaultSchema)
 	r := resolved{Table: t, schema: "public", name: t.Name}
 	if schema, name, ok := strings.Cut(t.Name, "."); ok {
 		r.schema, r.name = schema, name
 	}
 	var findings []error
 	find := func(part, reason string) { findings = append(findings, &InvalidError{part, reason}) }
-	for part, name := range map[string]string{"table's schema": r.schema, "table's name": r.name, "id column": t.ID, "state column": t.State} {
-		if reason := faultOfIdentifier(name); reason != "" {
-			find(part, reason)
-		}
-	}
-	if t.Version != "" {
-		if reason := faultOfIdentifier(t.Version); reason != "" {
-			find("version column", reason)
+	for _, n := range []struct{ part, name string }{
+		{"table's schema", r.schema}, {"table's name", r.name}, {"id column", t.ID}, {"state column", t.State},
+		{"version column", cmp.Or(t.Version, "none")},
+	} {
+		if reason := fault(n.name, maxIdentifier); reason != "" {
+			find(n.part, reason)
 		}
 	}
 	if strings.Contains(r.name, ".") {
@@ -90,8 +81,6 @@ func (t Table) resolve() (resolved, []error) {
 
 // maxIdentifier is what Postgres cuts longer names down to.
 const maxIdentifier = 63
-
-func faultOfIdentifier(name string) string { return fault(name, maxIdentifier) }
 
 // quote makes an identifier of any name.
 func quote(name string) string { return `"` + strings.ReplaceAll(name, `"`, `""`) + `"` }
