@@ -71,7 +71,7 @@ const (
 
 // How many arguments a statement has before those of the options.
 const (
-	fixedArgs   = 6
+	fixedArgs   = 7
 	historyArgs = 7
 )
 
@@ -91,12 +91,13 @@ type answer struct {
 	check    *int64 // always NULL; computing it fails when a trigger has diverted the move
 }
 
-// stmt is the statement. held says that this transaction has locked the row with a statement before.
-func (f *firing[K, S, TX]) stmt(a *answer, held bool) pg.Stmt {
+// stmt is the statement. wait is how long it may wait for the row, or 0 for as long as the transaction lets it;
+// held says that this transaction has locked the row with a statement before.
+func (f *firing[K, S, TX]) stmt(a *answer, wait time.Duration, held bool) pg.Stmt {
 	c, fx := &f.call, f.b.fixed[f.event.name]
 	fast := !c.lock && c.dedup == nil && !held
 	args := make([]any, 0, fixedArgs+historyArgs+8)
-	args = append(args, f.arg, fx.sources, fx.targets, fx.idle, fx.ignored, fast)
+	args = append(args, f.arg, fx.sources, fx.targets, fx.idle, fx.ignored, fast, wait.Milliseconds())
 	if !f.b.table.NoHistory {
 		args = append(args, f.b.m.name, f.event.name, c.dedup, f.mv.shared, held, c.actor, c.meta)
 	}
@@ -117,11 +118,23 @@ func (f *firing[K, S, TX]) stmt(a *answer, held bool) pg.Stmt {
 	}}
 }
 
+// waitOf is how long a statement of ours may wait for the row. It ends before the network
+// deadline and the end of ctx do, after which nobody could tell what became of it.
+func waitOf(ctx context.Context) time.Duration {
+	wait := pg.NetTimeout(ctx) * 2 / 3
+	if end, ok := ctx.Deadline(); ok {
+		left := time.Until(end)
+		wait = min(wait, left-min(left/3, time.Second))
+	}
+	return max(wait, time.Millisecond)
+}
+
 // attempt is one try outside of the caller's transactions. Where one statement cannot settle it, it
 // becomes a transaction.
 func (f *firing[K, S, TX]) attempt(ctx context.Context) (answer, error) {
 	var a answer
-	err := f.b.db.Pool().Run(ctx, f.stmt(&a, false))
+	wait := waitOf(ctx)
+	err := f.b.db.Pool().Run(ctx, f.stmt(&a, wait, false))
 	if err != nil {
 		return a, lostOutside(ctx, err)
 	}
@@ -129,7 +142,7 @@ func (f *firing[K, S, TX]) attempt(ctx context.Context) (answer, error) {
 		return a, nil
 	}
 	a = answer{}
-	tx, err := f.b.db.Begin(ctx, pg.ReadCommitted, f.stmt(&a, false))
+	tx, err := f.b.db.Begin(ctx, pg.ReadCommitted, f.stmt(&a, wait, false))
 	if err != nil {
 		return a, err
 	}
@@ -146,7 +159,7 @@ func (f *firing[K, S, TX]) attempt(ctx context.Context) (answer, error) {
 // decide runs the statement in a transaction, and once more when the first could not settle it.
 func (f *firing[K, S, TX]) decide(ctx context.Context, q pg.Querier) (answer, error) {
 	var a answer
-	err := q.Run(ctx, f.stmt(&a, false))
+	err := q.Run(ctx, f.stmt(&a, 0, false))
 	if err == nil && !f.settled(&a) {
 		err = f.confirm(ctx, q, &a)
 	}
@@ -160,7 +173,7 @@ func (f *firing[K, S, TX]) decide(ctx context.Context, q pg.Querier) (answer, er
 // was not to be had for a row that was changed since.
 func (f *firing[K, S, TX]) confirm(ctx context.Context, q pg.Querier, a *answer) error {
 	*a = answer{}
-	return q.Run(ctx, f.stmt(a, true))
+	return q.Run(ctx, f.stmt(a, 0, true))
 }
 
 // settled says whether a statement that may have waited for the row knows enough. It does not where the answer
@@ -221,13 +234,14 @@ func (f *firing[K, S, TX]) refusal(a *answer) error {
 	if a.from == nil || !ok || !slices.Contains(m.states, state) {
 		return &UnknownStateError{Machine: m.name, ID: f.id, State: text, Null: a.from == nil}
 	}
+	target := slices.Contains(f.mv.idle, state)
 	g := &GuardError{Machine: m.name, ID: f.id, Event: f.event.name, State: text}
-	conflict := &ConflictError{Machine: m.name, ID: f.id, Event: f.event.name, State: text, Sources: texts(f.mv.sources), Final: m.IsFinal(state)}
+	conflict := &ConflictError{Machine: m.name, ID: f.id, Event: f.event.name, State: text, Sources: texts(f.mv.sources), Final: m.IsFinal(state), InTarget: target}
 	for _, ev := range m.Allowed(state) {
 		conflict.Allowed = append(conflict.Allowed, ev.name)
 	}
 	isSource := slices.Contains(f.mv.sources, state)
-	meant := isSource || slices.Contains(f.mv.idle, state) || slices.Contains(f.mv.ignored, state)
+	meant := isSource || target || slices.Contains(f.mv.ignored, state)
 	match, guard := value(a.match), value(a.guard)
 	switch {
 	case meant && match > 0:

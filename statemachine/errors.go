@@ -37,8 +37,8 @@ var (
 	// transaction is alive. The error is a [*DedupReusedError].
 	ErrDedupReused = errors.New("dedup id was used for another event")
 
-	// ErrBusy means that somebody held the row for longer than lock_timeout allows. The
-	// statement has failed, so a transaction can only be rolled back.
+	// ErrBusy means that somebody held the row for longer than [Binding.Fire] waits, or than lock_timeout
+	// allows. The statement has failed, so a transaction can only be rolled back.
 	ErrBusy = errors.New("row is busy")
 
 	// ErrRetryTx means that the transaction cannot go on for a reason that a new one may not meet:
@@ -88,6 +88,10 @@ type ConflictError struct {
 	Allowed []string // the events that would move it from where it is
 	Final   bool     // the state is final
 
+	// InTarget says that the state is the event's own target, and that the history does not show that this
+	// event has led there.
+	InTarget bool
+
 	// WantVersion and Version differ, where it was [ExpectVersion] that failed.
 	WantVersion, Version int64
 }
@@ -97,6 +101,9 @@ func (e *ConflictError) Error() string {
 		return fmt.Sprintf("%v: row %v is at version %d, not %d", ErrConflict, e.ID, e.Version, e.WantVersion)
 	}
 	where := fmt.Sprintf("%v: row %v is %q, %q needs %s", ErrConflict, e.ID, e.State, e.Event, list(e.Sources))
+	if e.InTarget {
+		where += "; it is there by another event, or by none"
+	}
 	if e.Final {
 		return where + "; that state is final"
 	}

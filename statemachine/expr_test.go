@@ -1,10 +1,12 @@
 package statemachine
 
 import (
+	"context"
 	"fmt"
 	"regexp"
 	"strings"
 	"testing"
+	"time"
 )
 
 // expressions are what users write, with the number of arguments and the text with its
@@ -142,6 +144,23 @@ func FuzzParseExpression(f *testing.F) {
 			}
 		}
 	})
+}
+
+// The server ends a wait before the client would: before the network deadline, and before that of ctx.
+func TestWaitEndsBeforeTheDeadline(t *testing.T) {
+	t.Parallel()
+	if got := waitOf(t.Context()); got != 10*time.Second {
+		t.Errorf("without a deadline: %v", got)
+	}
+	for left, most := range map[time.Duration]time.Duration{
+		time.Hour: 10 * time.Second, 5 * time.Second: 4 * time.Second, 300 * time.Millisecond: 200 * time.Millisecond, -time.Second: time.Millisecond,
+	} {
+		ctx, cancel := context.WithTimeout(t.Context(), left)
+		if got := waitOf(ctx); got > most || got < time.Millisecond {
+			t.Errorf("%v left: waits %v, want at most %v", left, got, most)
+		}
+		cancel()
+	}
 }
 
 func TestQuote(t *testing.T) {

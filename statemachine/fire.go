@@ -29,7 +29,9 @@ const (
 // [ErrDedupReused], [ErrBusy], [ErrRetryTx], [ErrDiverted], [ErrReadOnly], [ErrUnknownOutcome], [ErrUnavailable],
 // [ErrSchema], and what the server says to the UPDATE (a constraint of the table, for one).
 //
-// When ctx ends while the statement is under way, the move may have been made: [ErrUnknownOutcome].
+// It waits for the row for 10 seconds at most, and stops in time before the deadline of ctx ([ErrBusy]): the server
+// ends the wait, so that it is known what became of it. When ctx is cancelled while the statement is under way, the
+// move may have been made ([ErrUnknownOutcome]).
 //
 // Cost: one statement; on pgx one round trip. A repeat takes no lock, no xid and
 // writes no WAL. Three more trips (BEGIN, the statement again, COMMIT) where the answer has to be

@@ -12,9 +12,13 @@ const (
 	// unless pgonce_seen has the answer. Index: the one of "id".
 	//
 	// $1 id, $2 sources, $3 targets, $4 states where it has been applied, $5 states where it is
-	// ignored, $6 may answer without a lock.
+	// ignored, $6 may answer without a lock, $7 how long to wait for it in ms, or 0 to leave that to the
+	// transaction. A shorter limit of the role stands.
 	sqlFire = `
-WITH pgonce_seen AS MATERIALIZED (
+WITH pgonce_wait AS MATERIALIZED (
+  SELECT pg_catalog.set_config('lock_timeout', (LEAST($7::bigint, NULLIF((1000 * extract(epoch FROM pg_catalog.current_setting('lock_timeout')::interval))::bigint, 0)))::text, true) AS pgonce_w
+   WHERE $7::bigint > 0
+), pgonce_seen AS MATERIALIZED (
   SELECT "state"::text COLLATE "C" AS pgonce_s, NULL::bigint /*version*/ AS pgonce_sv
     FROM "public"."orders"
    WHERE "id" = $1::bigint AND $6::boolean AND pg_catalog.current_setting('transaction_isolation') = 'read committed'
@@ -23,7 +27,7 @@ WITH pgonce_seen AS MATERIALIZED (
   SELECT "state"::text COLLATE "C" AS pgonce_f, NULL::bigint /*version*/ AS pgonce_v, "id"::text AS pgonce_e,
          CASE WHEN false THEN 0 /*where*/ ELSE 0 END AS pgonce_g, CASE WHEN false THEN 0 /*match*/ ELSE 0 END AS pgonce_m
     FROM "public"."orders"
-   WHERE "id" = $1::bigint AND NOT EXISTS (SELECT FROM pgonce_seen)
+   WHERE "id" = $1::bigint AND NOT EXISTS (SELECT FROM pgonce_seen) AND (SELECT pg_catalog.count(pgonce_w) FROM pgonce_wait) >= 0
      FOR NO KEY UPDATE
 ), pgonce_plan AS MATERIALIZED (
   SELECT pgonce_f, pgonce_v, pgonce_e, pgonce_g, pgonce_m, pg_catalog.count(*) OVER () AS pgonce_n,
@@ -50,21 +54,24 @@ SELECT pgonce_n, COALESCE(pgonce_s, pgonce_f), pgonce_t, pgonce_o, pgonce_s IS N
 	// primary key for the last move.
 	//
 	// pgonce_last is trusted in two cases only: in pgonce_seen, which reads the row and its history in one
-	// snapshot; and when $11 says that this transaction has held the row's lock since before
+	// snapshot; and when $12 says that this transaction has held the row's lock since before
 	// the statement. Otherwise the statement may have waited for the lock, and the history is older than the row.
 	//
-	// $7 machine, $8 event, $9 dedup id, $10 the state alone does not tell, $11 the row is locked
-	// already, $12 actor, $13 meta.
+	// $8 machine, $9 event, $10 dedup id, $11 the state alone does not tell, $12 the row is locked
+	// already, $13 actor, $14 meta.
 	sqlFireHistory = `
-WITH pgonce_dup AS MATERIALIZED (
+WITH pgonce_wait AS MATERIALIZED (
+  SELECT pg_catalog.set_config('lock_timeout', (LEAST($7::bigint, NULLIF((1000 * extract(epoch FROM pg_catalog.current_setting('lock_timeout')::interval))::bigint, 0)))::text, true) AS pgonce_w
+   WHERE $7::bigint > 0
+), pgonce_dup AS MATERIALIZED (
   SELECT event AS pgonce_de, from_state AS pgonce_df, to_state AS pgonce_dt, outcome AS pgonce_do,
          version AS pgonce_dv, seq AS pgonce_ds, at AS pgonce_da
     FROM "pgonce"."transition"
-   WHERE entity = $1::bigint::text AND machine = $7::text AND dedup = $9::text
+   WHERE entity = $1::bigint::text AND machine = $8::text AND dedup = $10::text
 ), pgonce_last AS MATERIALIZED (
   SELECT event AS pgonce_le, to_state AS pgonce_lt
     FROM "pgonce"."transition"
-   WHERE entity = $1::bigint::text AND machine = $7::text AND outcome = 0 AND $10::boolean
+   WHERE entity = $1::bigint::text AND machine = $8::text AND outcome = 0 AND $11::boolean
    ORDER BY seq DESC LIMIT 1
 ), pgonce_seen AS MATERIALIZED (
   SELECT "state"::text COLLATE "C" AS pgonce_s, NULL::bigint /*version*/ AS pgonce_sv
@@ -72,12 +79,12 @@ WITH pgonce_dup AS MATERIALIZED (
    WHERE "id" = $1::bigint AND $6::boolean AND pg_catalog.current_setting('transaction_isolation') = 'read committed'
      AND ("state"::text COLLATE "C" = ANY ($5::text::text[])
           OR "state"::text COLLATE "C" = ANY ($4::text::text[])
-             AND (NOT $10::boolean OR EXISTS (SELECT FROM pgonce_last WHERE pgonce_le = $8::text AND pgonce_lt = "state"::text COLLATE "C"))) /*matches*/
+             AND (NOT $11::boolean OR EXISTS (SELECT FROM pgonce_last WHERE pgonce_le = $9::text AND pgonce_lt = "state"::text COLLATE "C"))) /*matches*/
 ), pgonce_cur AS MATERIALIZED (
   SELECT "state"::text COLLATE "C" AS pgonce_f, NULL::bigint /*version*/ AS pgonce_v, "id"::text AS pgonce_e,
          CASE WHEN false THEN 0 /*where*/ ELSE 0 END AS pgonce_g, CASE WHEN false THEN 0 /*match*/ ELSE 0 END AS pgonce_m
     FROM "public"."orders"
-   WHERE "id" = $1::bigint AND NOT EXISTS (SELECT FROM pgonce_dup) AND NOT EXISTS (SELECT FROM pgonce_seen)
+   WHERE "id" = $1::bigint AND NOT EXISTS (SELECT FROM pgonce_dup) AND NOT EXISTS (SELECT FROM pgonce_seen) AND (SELECT pg_catalog.count(pgonce_w) FROM pgonce_wait) >= 0
      FOR NO KEY UPDATE
 ), pgonce_plan AS MATERIALIZED (
   SELECT pgonce_f, pgonce_v, pgonce_e, pgonce_g, pgonce_m, pg_catalog.count(*) OVER () AS pgonce_n,
@@ -85,15 +92,15 @@ WITH pgonce_dup AS MATERIALIZED (
          CASE WHEN pg_catalog.count(*) OVER () > 1 OR pgonce_m <> 0 THEN NULL
               WHEN pgonce_f = ANY ($2::text::text[]) THEN CASE WHEN pgonce_g = 0 THEN 0 END
               WHEN pgonce_f = ANY ($4::text::text[]) THEN
-                   CASE WHEN NOT $10::boolean OR $11::boolean AND EXISTS (SELECT FROM pgonce_last WHERE pgonce_le = $8::text AND pgonce_lt = pgonce_f) THEN 1 END
+                   CASE WHEN NOT $11::boolean OR $12::boolean AND EXISTS (SELECT FROM pgonce_last WHERE pgonce_le = $9::text AND pgonce_lt = pgonce_f) THEN 1 END
               WHEN pgonce_f = ANY ($5::text::text[]) THEN 2 END AS pgonce_o
     FROM pgonce_cur
 ), pgonce_h AS (
   INSERT INTO "pgonce"."transition" (version, outcome, machine, entity, event, from_state, to_state, dedup, actor, meta)
-  SELECT pgonce_v + CASE pgonce_o WHEN 0 THEN 1 ELSE 0 END, pgonce_o, $7::text, pgonce_e, $8::text,
-         pgonce_f, CASE pgonce_o WHEN 0 THEN pgonce_to ELSE pgonce_f END, $9::text, $12::text, $13::text::jsonb
+  SELECT pgonce_v + CASE pgonce_o WHEN 0 THEN 1 ELSE 0 END, pgonce_o, $8::text, pgonce_e, $9::text,
+         pgonce_f, CASE pgonce_o WHEN 0 THEN pgonce_to ELSE pgonce_f END, $10::text, $13::text, $14::text::jsonb
     FROM pgonce_plan
-   WHERE pgonce_o = 0 OR pgonce_o > 0 AND $9::text IS NOT NULL
+   WHERE pgonce_o = 0 OR pgonce_o > 0 AND $10::text IS NOT NULL
   ON CONFLICT DO NOTHING
   RETURNING outcome AS pgonce_ho, seq AS pgonce_hs, at AS pgonce_ha
 ), pgonce_moved AS (

@@ -52,6 +52,7 @@ func machineSuites[TX any]() suites[TX] {
 		"machine/Diverted":               machineDiverted[TX],
 		"machine/Constraint":             machineConstraint[TX],
 		"machine/Busy":                   machineBusy[TX],
+		"machine/WaitIsBounded":          machineWaitIsBounded[TX],
 		"machine/ReadOnly":               machineReadOnly[TX],
 		"machine/NoHistory":              machineNoHistory[TX],
 		"machine/NotUnique":              machineNotUnique[TX],

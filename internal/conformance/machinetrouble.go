@@ -294,6 +294,37 @@ func machineBusy[TX any](t *testing.T, c Client[TX]) {
 	noErr(t, err)
 }
 
+// Fire does not wait for longer than it can be told what became of it; and it leaves no setting behind. FireTx
+// waits as its transaction says.
+func machineWaitIsBounded[TX any](t *testing.T, c Client[TX]) {
+	y := newYard(t, c, 1)
+	y.insert(1, inA)
+	noErr(t, y.items.Validate(t.Context()))
+	other := y.hold(`SELECT FROM item FOR UPDATE`)
+	for _, opts := range [][]sm.Option{nil, {sm.Dedup("d")}} {
+		_, err := y.items.Fire(pg.WithNetTimeout(t.Context(), 300*time.Millisecond), 1, goEvent, opts...)
+		wantErr(t, err, sm.ErrBusy)
+	}
+	var setting string
+	show := pg.Stmt{SQL: `SELECT current_setting('lock_timeout')`, Dest: []any{&setting}}
+	noErr(t, y.d.Pool().Run(t.Context(), show))
+	if setting != "0" {
+		t.Errorf("Fire has left lock_timeout = %s", setting)
+	}
+	tx := y.tx(pg.ReadCommitted)
+	done := y.background(func() (itemResult, error) { return y.items.FireTx(t.Context(), tx.Handle(), 1, goEvent) })
+	if early := y.awaitBlocked(done); early != nil {
+		t.Errorf("it did not wait: %+v", *early)
+	}
+	noErr(t, other.Commit(t.Context()))
+	noErr(t, (<-done).err)
+	noErr(t, tx.Run(t.Context(), show))
+	if setting != "0" {
+		t.Errorf("FireTx has left lock_timeout = %s", setting)
+	}
+	noErr(t, tx.Commit(t.Context()))
+}
+
 func machineReadOnly[TX any](t *testing.T, c Client[TX]) {
 	db := pgtest.New(t)
 	db.Exec(t, items+`; INSERT INTO item VALUES (1); ALTER DATABASE "`+db.Name+`" SET default_transaction_read_only = on`)
