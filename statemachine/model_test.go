@@ -6,7 +6,9 @@ import (
 	"errors"
 	"fmt"
 	mrand "math/rand/v2"
+	"os"
 	"slices"
+	"strconv"
 	"testing"
 
 	"github.com/pgonce/pgonce/driver/pgxdriver"
@@ -130,7 +132,13 @@ func TestFireAgreesWithAModel(t *testing.T) {
 	t.Parallel()
 	const machines, calls = 40, 60
 	seed := mrand.Uint64()
-	t.Logf("seed %d", seed)
+	if given := os.Getenv("PGONCE_SEED"); given != "" {
+		var err error
+		if seed, err = strconv.ParseUint(given, 10, 64); err != nil {
+			t.Fatal(err)
+		}
+	}
+	t.Logf("again: PGONCE_SEED=%d", seed)
 	r := mrand.New(mrand.NewPCG(seed, 0))
 	db := pgtest.New(t)
 	db.Exec(t, lamps+fmt.Sprintf(`; INSERT INTO lamp SELECT g FROM generate_series(0, %d) g`, machines))
