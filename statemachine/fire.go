@@ -55,7 +55,7 @@ func (b *Binding[K, S, TX]) Fire(ctx context.Context, id K, ev Event[S], opts ..
 // it can only be rolled back.
 //
 // Above READ COMMITTED a row that was changed since the transaction's snapshot is [ErrRetryTx],
-// never an answer from old data. At READ COMMITTED an unlocked repeat is answered with what was committed when
+// never an answer from old data; one that was created since is [ErrNotFound]. At READ COMMITTED an unlocked repeat is answered with what was committed when
 // the statement began; [Lock] holds the row until the transaction ends.
 //
 // Cost: one statement; one more on the same connection where Fire needs three. The first call of a

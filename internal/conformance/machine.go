@@ -45,6 +45,7 @@ func machineSuites[TX any]() suites[TX] {
 		"machine/Ids":                    machineIDs[TX],
 		"machine/Names":                  machineNames[TX],
 		"machine/StateTypes":             machineStateTypes[TX],
+		"machine/Partitioned":            machinePartitioned[TX],
 		"machine/Sets":                   machineSets[TX],
 		"machine/Guards":                 machineGuards[TX],
 		"machine/GuardUnderRace":         machineGuardUnderRace[TX],

@@ -216,6 +216,23 @@ func machineSharedTarget[TX any](t *testing.T, c Client[TX]) {
 		wantErr(t, err, sm.ErrConflict)
 	}
 	y.wantHistory(2)
+
+	// An event with two such targets: that it came last says nothing about the one where the row was put by hand.
+	both := bind(t, y.d, sm.MustNew("both", sm.Initial(inA, inB), sm.Final(inT, inX), sm.From(inA).On(goEvent).To(inT), sm.From(inB).On(goEvent).To(inX),
+		sm.From(inA).On(away).To(inT), sm.From(inB).On(away).To(inX)), sm.Table{Name: "item"})
+	y.insert(3, inA)
+	for i, want := range []error{nil, nil, sm.ErrConflict, sm.ErrConflict} {
+		if i == 2 {
+			y.sql(`UPDATE item SET state = 'x' WHERE id = 3`)
+		}
+		opts := []sm.Option{nil}
+		if i == 3 {
+			opts = append(opts, sm.Lock())
+		}
+		if _, err := both.Fire(t.Context(), 3, goEvent, opts...); !errors.Is(err, want) {
+			t.Errorf("%d: got %v, want %v", i, err, want)
+		}
+	}
 }
 
 // The same, decided while it happens. The statement that waits has an old snapshot of the history, so it

@@ -136,6 +136,41 @@ func tryState[S sm.StateType, TX any](t *testing.T, d pg.Driver[TX], m *sm.Machi
 	}
 }
 
+// A table in partitions, by the very state: a move takes the row to another one, and who waited for it is told
+// by the server that it is gone.
+func machinePartitioned[TX any](t *testing.T, c Client[TX]) {
+	db := pgtest.New(t)
+	db.Exec(t, `CREATE TABLE part (id bigint, state text NOT NULL DEFAULT 'a', PRIMARY KEY (id, state)) PARTITION BY LIST (state);
+		CREATE TABLE part_a PARTITION OF part FOR VALUES IN ('a', 'b'); CREATE TABLE part_t PARTITION OF part FOR VALUES IN ('t');
+		INSERT INTO part VALUES (1), (2)`)
+	d := c.Open(t, db, 4)
+	b := bind(t, d, flow, sm.Table{Name: "part"})
+	noErr(t, b.Validate(t.Context()))
+	for id, opts := range map[int64][]sm.Option{1: nil, 2: {sm.Dedup("d")}} {
+		holder := begin(t, d, "", pg.Stmt{SQL: `SELECT FROM part FOR UPDATE`})
+		var applied atomic.Int64
+		var wg sync.WaitGroup
+		for range 3 {
+			wg.Go(func() {
+				res, err := b.Fire(t.Context(), id, goEvent, opts...)
+				if err != nil {
+					t.Error(err)
+				}
+				if res.Applied() {
+					applied.Add(1)
+				}
+			})
+		}
+		pgtest.Eventually(t, "all wait", func() bool {
+			return db.Int(t, `SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'`) == 3
+		})
+		noErr(t, holder.Commit(t.Context()))
+		wg.Wait()
+		wantInt(t, "applied", applied.Load(), 1)
+	}
+	wantInt(t, "rows in t", db.Int(t, `SELECT count(*) FROM part_t`), 2)
+}
+
 // What Set and SetExpr write comes with the move, and only then.
 func machineSets[TX any](t *testing.T, c Client[TX]) {
 	y := newYard(t, c, 1)
