@@ -60,14 +60,14 @@ func raceThrough[TX any](t *testing.T, c Client[TX], f fate, level idem.Isolatio
 		stores = append(stores, keys)
 	}
 	for callers := 2; callers <= 3; callers++ {
-		r := &race[TX]{c: c, db: db, proxy: proxy, stores: stores[:callers], fate: f, id: fmt.Sprintf("%s, %d callers", level, callers)}
+		r := &keyRace[TX]{c: c, db: db, proxy: proxy, stores: stores[:callers], fate: f, id: fmt.Sprintf("%s, %d callers", level, callers)}
 		r.op = idem.Op{Name: "race", Wait: time.Hour, Isolation: level}
 		r.run(t)
 	}
 }
 
-// race is one round for one key.
-type race[TX any] struct {
+// keyRace is one round for one key.
+type keyRace[TX any] struct {
 	c      Client[TX]
 	db     *pgtest.DB
 	proxy  *fault.Proxy
@@ -85,7 +85,7 @@ type raceAnswer struct {
 	err error
 }
 
-func (r *race[TX]) run(t *testing.T) {
+func (r *keyRace[TX]) run(t *testing.T) {
 	inside, goOn := make(chan int64), make(chan struct{})
 	first, others := make(chan raceAnswer, 1), make(chan raceAnswer, len(r.stores))
 	go func() { first <- r.call(t, r.stores[0], r.lead(t, inside, goOn)) }()
@@ -109,14 +109,14 @@ func (r *race[TX]) run(t *testing.T) {
 	r.judge(t, answers)
 }
 
-func (r *race[TX]) call(t *testing.T, keys *idem.Store[TX], fn func(context.Context, TX) (string, error)) raceAnswer {
+func (r *keyRace[TX]) call(t *testing.T, keys *idem.Store[TX], fn func(context.Context, TX) (string, error)) raceAnswer {
 	ctx := pg.WithNetTimeout(t.Context(), 2*time.Second)
 	res, err := idem.Do(ctx, keys, r.op.Key("m1", r.id), idem.NoFingerprint(), fn)
 	return raceAnswer{res, err}
 }
 
 // lead is the handler of the first caller. Only its first run meets the fate.
-func (r *race[TX]) lead(t *testing.T, inside chan<- int64, goOn <-chan struct{}) func(context.Context, TX) (string, error) {
+func (r *keyRace[TX]) lead(t *testing.T, inside chan<- int64, goOn <-chan struct{}) func(context.Context, TX) (string, error) {
 	first := true
 	return func(ctx context.Context, tx TX) (string, error) {
 		receipt, err := r.effect()(ctx, tx)
@@ -130,7 +130,7 @@ func (r *race[TX]) lead(t *testing.T, inside chan<- int64, goOn <-chan struct{})
 	}
 }
 
-func (r *race[TX]) effect() func(context.Context, TX) (string, error) {
+func (r *keyRace[TX]) effect() func(context.Context, TX) (string, error) {
 	return func(ctx context.Context, tx TX) (string, error) {
 		r.mu.Lock()
 		r.runs++
@@ -140,7 +140,7 @@ func (r *race[TX]) effect() func(context.Context, TX) (string, error) {
 	}
 }
 
-func (r *race[TX]) judge(t *testing.T, answers []raceAnswer) {
+func (r *keyRace[TX]) judge(t *testing.T, answers []raceAnswer) {
 	executed, value := 0, ""
 	for i, a := range answers {
 		if i == 0 && r.fate.result != nil {
