@@ -1,43 +1,36 @@
-// Command refund is a payment service that is asked for the same refunds again and again
+// Command refund runs a payment service that is asked for the same refunds again and again
 // while it is being killed, and pays each of them once.
 //
-//	go run ./refund                the storm, on a throw-away Postgres
-//	go run ./refund serve          the service alone
+//	go run ./refund                    the storm, on a throw-away Postgres
+//	go run ./refund --show-the-bug     three ways that pay twice, beside the right one
 package main
 
 import (
 	"context"
-	"embed"
 	"errors"
 	"flag"
 	"fmt"
 	"io"
-	"io/fs"
 	"math/rand/v2"
 	"os"
 	"os/signal"
-	"time"
 
 	"github.com/jackc/pgx/v5/pgxpool"
-	"github.com/jackc/pgx/v5/stdlib"
 	"github.com/pgonce/pgonce/internal/localpg"
-	"github.com/pgonce/pgonce/migrations"
-	"github.com/pressly/goose/v3"
 )
-
-//go:embed migrations/*.sql
-var shopMigrations embed.FS
 
 const usage = `refund: a payment service under a storm of repeated requests
 
-A storm client asks for each refund several times from many workers, and repeats every
-request until it is answered. Meanwhile the service is killed with SIGKILL and
-restarted twice, and its server processes are terminated at random. At the end the books
-are compared with what the clients were told. Exit status 1 means that money left
-twice, or that an acknowledged refund is missing.
+Each refund is asked for several times, over HTTP and by messages, from many workers at
+once. Meanwhile three services and two workers are killed with SIGKILL, their server processes are
+terminated, the queue delivers again what was delivered, and the bank is slow, silent or wrong. Then
+every row is made older by 30 minutes, and by 30 days, and everything is asked for once more
+each time. At the end the bank's ledger is compared with the database and with what the
+clients were told. Exit status 1 means that money left twice, or not at all.
 
-usage: refund [flags]          run the storm
-       refund serve [flags]    run the service; stop it with Ctrl-D
+usage: refund [flags]              run the storm
+       refund migrate [flags]      create the tables in DATABASE_URL
+       refund serve|work [flags]   be a service or a worker; the storm starts them itself
 
 Without DATABASE_URL (or --database-url) a throw-away Postgres is started.
 
@@ -45,10 +38,10 @@ Without DATABASE_URL (or --database-url) a throw-away Postgres is started.
 
 // options are the command line.
 type options struct {
-	databaseURL, listen          string
-	refunds, duplicates, workers int
-	faults                       bool
-	seed                         uint64
+	databaseURL, bankURL, listen, way string
+	refunds, duplicates, workers      int
+	faults, showTheBug, verbose       bool
+	seed                              uint64
 }
 
 func main() {
@@ -62,13 +55,19 @@ func main() {
 }
 
 func run(ctx context.Context, args []string, out io.Writer) error {
-	serving := len(args) > 0 && args[0] == "serve"
-	if serving {
-		args = args[1:]
+	command := ""
+	if len(args) > 0 && (args[0] == "serve" || args[0] == "work" || args[0] == "migrate") {
+		command, args = args[0], args[1:]
 	}
 	opt, err := parse(args, out)
 	if err != nil {
 		return err
+	}
+	switch command {
+	case "serve":
+		return serve(ctx, opt)
+	case "work":
+		return work(ctx, opt)
 	}
 	if opt.databaseURL == "" {
 		server, err := localpg.Start(&localpg.Config{Durable: true})
@@ -83,21 +82,18 @@ func run(ctx context.Context, args []string, out io.Writer) error {
 		return err
 	}
 	defer pool.Close()
-	if err := migrate(ctx, pool); err != nil {
+	if err := migrate(ctx, pool); err != nil || command == "migrate" {
 		return err
-	}
-	if serving {
-		return serve(ctx, opt.databaseURL, opt.listen)
 	}
 	program, err := os.Executable()
 	if err != nil {
 		return err
 	}
-	service := &process{
-		command: []string{program, "serve"},
-		env:     []string{"DATABASE_URL=" + opt.databaseURL},
+	g := &ground{pool: pool, url: opt.databaseURL, program: program}
+	if opt.showTheBug {
+		return showTheBug(ctx, opt, g, out)
 	}
-	return storming(ctx, opt, pool, service, out)
+	return storming(ctx, opt, g, out)
 }
 
 func parse(args []string, out io.Writer) (options, error) {
@@ -109,102 +105,27 @@ func parse(args []string, out io.Writer) (options, error) {
 		flags.PrintDefaults()
 	}
 	flags.StringVar(&o.databaseURL, "database-url", os.Getenv("DATABASE_URL"), "the `URL` of a Postgres to use")
-	flags.StringVar(&o.listen, "listen", "127.0.0.1:0", "the `address` the service listens on")
-	flags.IntVar(&o.refunds, "refunds", 1000, "how many refunds")
-	flags.IntVar(&o.duplicates, "duplicates", 5, "how often each is asked for")
+	flags.IntVar(&o.refunds, "refunds", 0, "how many refunds (default 1000, or 200 to show the bug)")
+	flags.IntVar(&o.duplicates, "duplicates", 5, "how often each is asked for before the rows are aged")
 	flags.IntVar(&o.workers, "workers", 32, "how many ask at a time")
-	flags.BoolVar(&o.faults, "faults", true, "kill the service and its server processes")
+	flags.BoolVar(&o.faults, "faults", true, "kill processes, terminate backends, deliver again, and let the bank misbehave")
 	flags.Uint64Var(&o.seed, "seed", rand.Uint64N(1_000_000), "what the random choices are made from")
+	flags.BoolVar(&o.showTheBug, "show-the-bug", false, "run three ways that pay twice beside the right one")
+	flags.BoolVar(&o.verbose, "verbose", false, "let services and workers log to standard error")
+	flags.StringVar(&o.listen, "listen", "127.0.0.1:0", "serve: the `address` to listen on")
+	flags.StringVar(&o.bankURL, "bank-url", "", "serve, work: the `URL` of the bank")
+	flags.StringVar(&o.way, "way", right, "serve, work: how refunds are made: right, unique, select or lock")
 	if err := flags.Parse(args); err != nil {
 		return o, err
+	}
+	if o.refunds == 0 {
+		o.refunds = 1000
+		if o.showTheBug {
+			o.refunds = 200
+		}
 	}
 	if o.refunds < 1 || o.duplicates < 1 || o.workers < 1 || flags.NArg() > 0 {
 		return o, errors.New("refunds, duplicates and workers must be at least 1, and there are no other arguments; see --help")
 	}
 	return o, nil
-}
-
-// migrate creates the library's tables and the shop's, each with a goose timeline of its own.
-func migrate(ctx context.Context, pool *pgxpool.Pool) error {
-	if _, err := migrations.UpPool(ctx, pool, nil); err != nil {
-		return err
-	}
-	db := stdlib.OpenDBFromPool(pool)
-	defer func() { _ = db.Close() }()
-	files, err := fs.Sub(shopMigrations, "migrations")
-	if err != nil {
-		return err
-	}
-	p, err := goose.NewProvider(goose.DialectPostgres, db, files, goose.WithTableName("refund_goose"), goose.WithLogger(goose.NopLogger()))
-	if err != nil {
-		return err
-	}
-	_, err = p.Up(ctx)
-	return err
-}
-
-// storming runs the storm against a service and prints the report.
-func storming(ctx context.Context, opt options, pool *pgxpool.Pool, service *process, out io.Writer) error {
-	s := &storm{
-		refunds: opt.refunds, duplicates: opt.duplicates, workers: opt.workers, seed: opt.seed,
-		merchant: fmt.Sprintf("merchant-%d-%d", opt.seed, time.Now().UnixMilli()), service: service,
-	}
-	fmt.Fprintf(out, "%d requests for %d refunds, seed %d\n", s.total(), s.refunds, s.seed)
-	if err := stock(ctx, pool, s); err != nil {
-		return err
-	}
-	if err := service.start(ctx); err != nil {
-		return err
-	}
-	defer service.stop()
-
-	f := &faults{
-		service: service, pool: pool, rng: rand.New(rand.NewPCG(opt.seed, 2)),
-		say: func(format string, args ...any) { fmt.Fprintf(out, format+"\n", args...) },
-	}
-	start := time.Now()
-	broken := make(chan error, 1)
-	sctx, cancel := context.WithTimeout(ctx, 10*time.Minute)
-	defer cancel()
-	go func() {
-		if !opt.faults {
-			broken <- nil
-			return
-		}
-		err := f.run(sctx, s.answered.Load, s.total())
-		if err != nil {
-			cancel() // the service is gone, nobody will be answered
-		}
-		broken <- err
-	}()
-	answers := s.run(sctx)
-	took := time.Since(start)
-	if err := <-broken; err != nil {
-		return err
-	}
-	if ctx.Err() != nil {
-		return ctx.Err()
-	}
-	b, err := readBooks(ctx, pool, s.merchant)
-	if err != nil {
-		return err
-	}
-	r := s.judge(answers, b)
-	r.print(out, s, f, took)
-	if r.verdict() != "ok" {
-		return errors.New("the books do not agree with what was asked for")
-	}
-	return nil
-}
-
-// stock creates what the merchant has sold, so that there is something to give back.
-func stock(ctx context.Context, pool *pgxpool.Pool, s *storm) error {
-	for n := range purchases {
-		_, err := pool.Exec(ctx, `INSERT INTO shop.purchase (merchant, id, paid_cents) VALUES ($1, $2, $3)`,
-			s.merchant, s.purchase(n), 2*s.expectedCents())
-		if err != nil {
-			return err
-		}
-	}
-	return nil
 }

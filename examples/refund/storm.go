@@ -1,7 +1,6 @@
 package main
 
 import (
-	"bytes"
 	"context"
 	"encoding/json"
 	"fmt"
@@ -11,19 +10,33 @@ import (
 	"sync"
 	"sync/atomic"
 	"time"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgxpool"
+	"github.com/pgonce/pgonce/examples/refund/bank"
+	"github.com/pgonce/pgonce/examples/refund/payment"
+	"github.com/riverqueue/river"
 )
 
-// storm is a crowd of impatient clients.
-type storm struct {
-	refunds    int
-	duplicates int
-	workers    int
-	seed       uint64
-	merchant   string
-	service    *process
+// ground is what a storm takes place on.
+type ground struct {
+	pool    *pgxpool.Pool // not that of the services, so that it survives what they do not
+	url     string
+	program string // what services and workers are started from
+	verbose bool
+}
 
-	answered atomic.Int64
-	tally    tally
+// storm is a crowd that asks for the same refunds again and again.
+type storm struct {
+	options
+	*ground
+	id    string // tells this storm's merchants from those of others in the same database
+	fleet *fleet
+	bank  *bank.Bank
+	queue *river.Client[pgx.Tx]
+
+	sent  atomic.Int64 // orders that a service has answered or the queue has taken
+	tally tally
 }
 
 // tally counts what the clients met on the way to their answers.
@@ -31,51 +44,121 @@ type tally struct {
 	attempts, inFlight, unavailable, broken atomic.Int64
 }
 
-// order is one request that a client repeats until it is answered.
+// order is one request. By HTTP, a client repeats it until it is answered; by message, the
+// queue does.
 type order struct {
-	key     string
-	amount  int64
-	forgery bool // a known key with another amount: must be refused
+	n       int
+	message bool
+	forgery bool // a known number with another amount: must be refused
 }
 
-// answer is what a client was told in the end.
+// answer is what became of an order in the end.
 type answer struct {
 	order
-	status   int // 201 or a refusal; 0 when there was none
+	late     bool // asked for after the rows were aged
+	status   int  // 202 or a refusal; 0 when there was none
 	replayed bool
-	receipt  receipt
+	receipt  payment.Receipt
 }
 
-const purchases = 50 // the refunds are spread over so many
+// The refunds are spread over so many merchants and purchases.
+const (
+	merchants = 10
+	purchases = 50
+)
 
-func (s *storm) purchase(n int) string    { return fmt.Sprintf("p-%02d", n%purchases) }
-func (s *storm) key(n int) string         { return fmt.Sprintf("refund-%05d", n) }
-func amountOf(n int) int64                { return int64(100 + n%900) }
-func (s *storm) forgeries() (count int)   { return (s.refunds + 99) / 100 }
-func (s *storm) total() int               { return s.refunds*s.duplicates + s.forgeries() }
-func (s *storm) expectedCents() (c int64) { return sumOf(s.refunds, amountOf) }
+func (s *storm) merchant(n int) string { return fmt.Sprintf("%s-m%d", s.id, n%merchants) }
+func (s *storm) number(n int) string   { return fmt.Sprintf("refund-%05d", n) }
+func (s *storm) key(n int) string      { return s.merchant(n) + "/" + s.number(n) }
+func purchaseOf(n int) string          { return fmt.Sprintf("p-%02d", n%purchases) }
+func amountOf(n int) int64             { return int64(100 + n%900) }
 
-func sumOf(n int, f func(int) int64) (sum int64) {
-	for i := range n {
-		sum += f(i)
+// closed says that the bank will refuse this refund. One purchase in fifty was paid from an
+// account that is closed by now.
+func closed(n int) bool { return n%purchases == 13 }
+
+func (s *storm) forgeries() int { return (s.refunds + 99) / 100 }
+
+// body is what a refund is asked for with; a forgery asks for a cent more.
+func (o order) body() []byte {
+	ask := payment.Order{Purchase: purchaseOf(o.n), Account: fmt.Sprintf("account-%d", o.n%purchases), AmountCents: amountOf(o.n)}
+	if closed(o.n) {
+		ask.Account = bank.ClosedAccount + ask.Account
 	}
-	return sum
+	if o.forgery {
+		ask.AmountCents++
+	}
+	data, _ := json.Marshal(ask) // cannot fail
+	return data
 }
 
-// run sends everything and returns what was answered, in no order.
-func (s *storm) run(ctx context.Context) []answer {
-	orders := s.orders()
+// request is the order as it goes out. A customer asks by HTTP, the returns desk by message.
+func (s *storm) request(o order) payment.Request {
+	by := "customer"
+	if o.message {
+		by = "desk"
+	}
+	return payment.Request{Merchant: s.merchant(o.n), Number: s.number(o.n), AskedBy: fmt.Sprintf("%s-%d", by, o.n), Body: o.body()}
+}
+
+// gust shuffles the duplicates of neighbouring refunds together, so that they meet. Each is asked
+// for at least once by message, if there are two; the forgeries come at the end, when their numbers are surely used.
+func (s *storm) gust() []order {
+	const window = 40 // refunds in the air at a time
+	rng := rand.New(rand.NewPCG(s.seed, 1<<32))
+	var all []order
+	for from := 0; from < s.refunds; from += window {
+		var batch []order
+		for n := from; n < min(from+window, s.refunds); n++ {
+			for d := range s.duplicates {
+				batch = append(batch, order{n: n, message: d == 1 || d > 1 && rng.IntN(2) == 0})
+			}
+		}
+		rng.Shuffle(len(batch), func(i, j int) { batch[i], batch[j] = batch[j], batch[i] })
+		all = append(all, batch...)
+	}
+	for n := 0; n < s.refunds; n += 100 {
+		all = append(all, order{n: n, forgery: true})
+	}
+	return all
+}
+
+// echo is everything once more, long after, by both ways, with forgeries by both.
+func (s *storm) echo() []order {
+	var all []order
+	for n := range s.refunds {
+		all = append(all, order{n: n}, order{n: n, message: true})
+		if n%100 == 0 {
+			all = append(all, order{n: n, forgery: true}, order{n: n, forgery: true, message: true})
+		}
+	}
+	return all
+}
+
+// run sends the orders and returns what became of them, in the same order.
+func (s *storm) run(ctx context.Context, orders []order) ([]answer, error) {
 	answers := make([]answer, len(orders))
+	jobs := make(map[int64]int) // the message's job, and whose answer it gives
+	var mu sync.Mutex
 	next := make(chan int)
 	var wg sync.WaitGroup
+	var failed atomic.Pointer[error]
 	for w := range s.workers {
 		wg.Go(func() {
-			client := &http.Client{Timeout: 20 * time.Second, Transport: &http.Transport{MaxIdleConnsPerHost: 1}}
+			client := &http.Client{Timeout: 20 * time.Second, Transport: &http.Transport{MaxIdleConnsPerHost: serviceProcesses}}
 			defer client.CloseIdleConnections()
 			rng := rand.New(rand.NewPCG(s.seed, uint64(w)))
 			for i := range next {
-				answers[i] = s.insist(ctx, client, rng, orders[i])
-				s.answered.Add(1)
+				if !orders[i].message {
+					answers[i] = s.insist(ctx, client, rng, orders[i])
+				} else if job, err := s.publish(ctx, orders[i]); err != nil {
+					failed.Store(&err)
+				} else {
+					mu.Lock()
+					jobs[job] = i
+					mu.Unlock()
+				}
+				s.sent.Add(1)
 			}
 		})
 	}
@@ -84,88 +167,12 @@ func (s *storm) run(ctx context.Context) []answer {
 	}
 	close(next)
 	wg.Wait()
-	return answers
+	if err := failed.Load(); err != nil {
+		return nil, fmt.Errorf("publish: %w", *err)
+	}
+	return answers, s.collect(ctx, orders, jobs, answers)
 }
 
-// orders shuffles the duplicates of neighbouring refunds together, so that they meet. The
-// forgeries come at the end, when their keys are surely used.
-func (s *storm) orders() []order {
-	const window = 40 // refunds in the air at a time
-	rng := rand.New(rand.NewPCG(s.seed, 1<<32))
-	var all []order
-	for from := 0; from < s.refunds; from += window {
-		var batch []order
-		for n := from; n < min(from+window, s.refunds); n++ {
-			for range s.duplicates {
-				batch = append(batch, order{key: s.key(n), amount: amountOf(n)})
-			}
-		}
-		rng.Shuffle(len(batch), func(i, j int) { batch[i], batch[j] = batch[j], batch[i] })
-		all = append(all, batch...)
-	}
-	for n := 0; n < s.refunds; n += 100 {
-		all = append(all, order{key: s.key(n), amount: amountOf(n) + 1, forgery: true})
-	}
-	return all
-}
-
-// insist repeats a request until it has a final answer, or ctx ends.
-func (s *storm) insist(ctx context.Context, client *http.Client, rng *rand.Rand, o order) answer {
-	for n := 0; ctx.Err() == nil; n++ {
-		a, final := s.try(ctx, client, o)
-		if final {
-			return a
-		}
-		pause := time.Duration(1+rng.IntN(1<<min(n, 6))) * time.Millisecond
-		select {
-		case <-ctx.Done():
-		case <-time.After(pause):
-		}
-	}
-	return answer{order: o}
-}
-
-// try sends a request once. Whatever is neither a success nor a refusal leaves the client
-// none the wiser, so it must ask again.
-func (s *storm) try(ctx context.Context, client *http.Client, o order) (a answer, final bool) {
-	a.order = o
-	url, err := s.service.address(ctx)
-	if err != nil {
-		return a, false
-	}
-	s.tally.attempts.Add(1)
-	var n int
-	_, _ = fmt.Sscanf(o.key, "refund-%d", &n)
-	body, _ := json.Marshal(request{Purchase: s.purchase(n), AmountCents: o.amount}) // cannot fail
-	req, err := http.NewRequestWithContext(ctx, http.MethodPost, url+"/refunds", bytes.NewReader(body))
-	if err != nil {
-		return a, false
-	}
-	req.Header.Set("X-Merchant", s.merchant)
-	req.Header.Set("Idempotency-Key", o.key)
-	res, err := client.Do(req)
-	if err != nil {
-		s.tally.broken.Add(1)
-		return a, false
-	}
-	defer func() { _ = res.Body.Close() }()
-	data, err := io.ReadAll(res.Body)
-	if err != nil {
-		s.tally.broken.Add(1)
-		return a, false
-	}
-	switch res.StatusCode {
-	case http.StatusConflict:
-		s.tally.inFlight.Add(1)
-		return a, false
-	case http.StatusServiceUnavailable:
-		s.tally.unavailable.Add(1)
-		return a, false
-	case http.StatusCreated:
-		if json.Unmarshal(data, &a.receipt) != nil {
-			return a, false
-		}
-	}
-	a.status, a.replayed = res.StatusCode, res.Header.Get("Idempotent-Replayed") == "true"
-	return a, true
+func (s *storm) say(out io.Writer, format string, args ...any) {
+	fmt.Fprintf(out, format+"\n", args...)
 }

@@ -1,0 +1,91 @@
+package payment
+
+import (
+	"encoding/json"
+	"errors"
+	"io"
+	"log/slog"
+	"net/http"
+
+	"github.com/pgonce/pgonce/idem"
+)
+
+const maxBody = 64 << 10
+
+// AcceptHTTP answers POST /refunds with 202: the refund is accepted, and will be paid or
+// refused. The header Idempotency-Key names the request; X-Merchant and X-Asked-By stand in
+// for authentication.
+func AcceptHTTP(refunds Refunder, log *slog.Logger) http.HandlerFunc {
+	return func(w http.ResponseWriter, r *http.Request) {
+		body, err := io.ReadAll(http.MaxBytesReader(w, r.Body, maxBody))
+		if err != nil {
+			problem(w, http.StatusRequestEntityTooLarge, err)
+			return
+		}
+		number := r.Header.Get("Idempotency-Key")
+		res, err := refunds.Refund(r.Context(), Request{
+			Merchant: r.Header.Get("X-Merchant"), Number: number, AskedBy: r.Header.Get("X-Asked-By"), Body: body,
+		})
+		if err != nil {
+			refuse(w, log, err)
+			return
+		}
+		if res.Replayed {
+			w.Header().Set("Idempotent-Replayed", "true")
+		}
+		w.Header().Set("Location", "/refunds/"+number)
+		w.Header().Set("Content-Type", "application/json")
+		w.WriteHeader(http.StatusAccepted)
+		_ = json.NewEncoder(w).Encode(res.Value) // the client may be gone; it will ask again
+	}
+}
+
+// StatusHTTP answers GET /refunds/{number}.
+func (s *Service) StatusHTTP(w http.ResponseWriter, r *http.Request) {
+	status, err := s.Status(r.Context(), r.Header.Get("X-Merchant"), r.PathValue("number"))
+	switch {
+	case errors.Is(err, ErrUnknownRefund):
+		problem(w, http.StatusNotFound, err)
+	case err != nil:
+		problem(w, http.StatusServiceUnavailable, errors.New("not available, ask again"))
+	default:
+		w.Header().Set("Content-Type", "application/json")
+		_ = json.NewEncoder(w).Encode(status)
+	}
+}
+
+// Final says that asking again with the same request would get the same refusal.
+func Final(err error) bool {
+	for _, final := range []error{ErrBadRequest, ErrTooMuch, idem.ErrInvalidKey, idem.ErrMismatch, idem.ErrExpired} {
+		if errors.Is(err, final) {
+			return true
+		}
+	}
+	return false
+}
+
+// refuse tells a client whether to ask again with the same key (409, 503) or not.
+func refuse(w http.ResponseWriter, log *slog.Logger, err error) {
+	switch {
+	case errors.Is(err, ErrBadRequest), errors.Is(err, idem.ErrInvalidKey):
+		problem(w, http.StatusBadRequest, err)
+	case errors.Is(err, idem.ErrExpired):
+		problem(w, http.StatusGone, err)
+	case Final(err):
+		problem(w, http.StatusUnprocessableEntity, err)
+	case errors.Is(err, idem.ErrInFlight):
+		w.Header().Set("Retry-After", "1")
+		problem(w, http.StatusConflict, err)
+	default:
+		log.Warn("refund not accepted", "err", err)
+		w.Header().Set("Retry-After", "1")
+		problem(w, http.StatusServiceUnavailable, errors.New("not available, ask again with the same key"))
+	}
+}
+
+// problem answers by RFC 9457.
+func problem(w http.ResponseWriter, status int, err error) {
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(status)
+	_ = json.NewEncoder(w).Encode(map[string]any{"status": status, "title": http.StatusText(status), "detail": err.Error()})
+}
