@@ -18,7 +18,7 @@ func age(ctx context.Context, pool *pgxpool.Pool, d time.Duration, merchants []s
 SELECT n.nspname, c.relname, array_agg(a.attname::text)
 FROM pg_attribute a JOIN pg_class c ON c.oid = a.attrelid JOIN pg_namespace n ON n.oid = c.relnamespace
 WHERE a.atttypid = 'timestamptz'::regtype AND NOT a.attisdropped AND c.relkind = 'r'
-  AND (n.nspname IN ('shop', 'shop_queue', 'wrong') OR n.nspname = 'pgonce' AND c.relname = 'idem_record')
+  AND (n.nspname IN ('shop', 'shop_queue', 'wrong') OR n.nspname = 'pgonce' AND c.relname IN ('idem_record', 'transition'))
 GROUP BY 1, 2 ORDER BY 1, 2`)
 	type table struct {
 		Schema, Name string
@@ -39,8 +39,11 @@ GROUP BY 1, 2 ORDER BY 1, 2`)
 				sets = append(sets, c+" = "+c+" - $1::interval")
 			}
 			update, args := `UPDATE `+pgx.Identifier{t.Schema, t.Name}.Sanitize()+` SET `+strings.Join(sets, ", "), []any{d}
-			if t.Schema == "pgonce" {
+			switch t.Name {
+			case "idem_record":
 				update, args = update+` WHERE scope = ANY($2)`, append(args, merchants)
+			case "transition":
+				update, args = update+` WHERE machine = 'refund' AND entity IN (SELECT id::text FROM shop.refund WHERE merchant = ANY($2))`, append(args, merchants)
 			}
 			if _, err := tx.Exec(ctx, update, args...); err != nil {
 				return fmt.Errorf("make %s.%s older: %w", t.Schema, t.Name, err)

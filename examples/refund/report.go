@@ -18,7 +18,7 @@ func (r *report) print(w io.Writer) {
 		{"  broken connections", fmt.Sprint(t.broken.Load())},
 		{"processes killed (SIGKILL)", fmt.Sprintf("%d of %d", f.kills, serviceProcesses+workerProcesses)},
 		{"backends terminated", fmt.Sprint(f.terminated)},
-		{"jobs delivered again while they ran", fmt.Sprint(f.again)},
+		{"jobs delivered again", fmt.Sprint(f.again)},
 		{"", ""},
 		{"money that left the bank", fmt.Sprintf("%s in %d payments", euros(r.ledger.cents), len(s.bank.Payments()))},
 		{"money that should have", euros(s.expectedCents())},

@@ -78,7 +78,7 @@ func work(ctx context.Context, opt options) error {
 		if refunds, err = payment.NewService(ctx, pool); err != nil {
 			return err
 		}
-		payouts, err = payment.NewPayouts(pool, payment.NewBank(opt.bankURL))
+		payouts, err = payment.NewPayouts(ctx, pool, payment.NewBank(opt.bankURL))
 	} else {
 		refunds, err = wrongWay(opt, pool)
 	}

@@ -1,10 +1,8 @@
 package payment
 
 import (
-	"context"
-
 	"github.com/jackc/pgx/v5"
-	"github.com/jackc/pgx/v5/pgxpool"
+	"github.com/pgonce/pgonce/statemachine"
 )
 
 // State is where a refund is.
@@ -17,17 +15,19 @@ const (
 	Refused   State = "refused" // by the bank
 )
 
-// Flow moves refunds.
-type Flow struct{}
+// What the bank may say.
+var (
+	Pay    = statemachine.NewEvent[State]("pay")
+	Refuse = statemachine.NewEvent[State]("refuse")
+)
 
-// NewFlow binds.
-func NewFlow(*pgxpool.Pool) (*Flow, error) { return &Flow{}, nil }
+// Flow is the life of a refund. Only the bank's word moves it, and it moves once.
+var Flow = statemachine.MustNew("refund",
+	statemachine.Initial(Requested), statemachine.Final(Paid, Refused),
+	statemachine.From(Requested).On(Pay).To(Paid),
+	statemachine.From(Requested).On(Refuse).To(Refused))
 
-func (f *Flow) settle(ctx context.Context, tx pgx.Tx, id int64, d Decision) (bool, error) {
-	to := Paid
-	if !d.Paid {
-		to = Refused
-	}
-	tag, err := tx.Exec(ctx, `UPDATE shop.refund SET state = $2, bank_serial = nullif($3, ''), reason = nullif($4, ''), settled_at = now() WHERE id = $1 AND state = 'requested'`, id, to, d.Serial, d.Reason)
-	return tag.RowsAffected() == 1, err
-}
+// Refunds is the flow over its table.
+type Refunds = statemachine.Binding[int64, State, pgx.Tx]
+
+var refundTable = statemachine.Table{Name: "shop.refund"}

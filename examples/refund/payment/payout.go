@@ -2,11 +2,14 @@ package payment
 
 import (
 	"context"
+	"errors"
 	"fmt"
 
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgxpool"
 
+	"github.com/pgonce/pgonce/driver/pgxdriver"
+	"github.com/pgonce/pgonce/statemachine"
 	"github.com/riverqueue/river"
 	"github.com/riverqueue/river/riverdriver/riverpgxv5"
 )
@@ -29,14 +32,17 @@ func (Payout) InsertOpts() river.InsertOpts {
 type Payouts struct {
 	river.WorkerDefaults[Payout]
 	pool *pgxpool.Pool
-	flow *Flow
+	flow *Refunds
 	bank *Bank
 }
 
-// NewPayouts makes payouts at a bank.
-func NewPayouts(pool *pgxpool.Pool, b *Bank) (*Payouts, error) {
-	flow, err := NewFlow(pool)
+// NewPayouts makes payouts at a bank. It checks that the table is there.
+func NewPayouts(ctx context.Context, pool *pgxpool.Pool, b *Bank) (*Payouts, error) {
+	flow, err := statemachine.Bind[int64](Flow, pgxdriver.New(pool), refundTable)
 	if err != nil {
+		return nil, err
+	}
+	if err := flow.Validate(ctx); err != nil {
 		return nil, err
 	}
 	return &Payouts{pool: pool, flow: flow, bank: b}, nil
@@ -82,12 +88,17 @@ SELECT state, number, purchase, account, amount_cents FROM shop.refund WHERE mer
 // settle commits the bank's word with all that follows from it: the state, the money back on the
 // purchase if the bank refused, and that the job is done.
 func (p *Payouts) settle(ctx context.Context, job *river.Job[Payout], r refund, d Decision) error {
-	return pgx.BeginFunc(ctx, p.pool, func(tx pgx.Tx) error {
-		moved, err := p.flow.settle(ctx, tx, job.Args.RefundID, d)
+	event, opts := Pay, []statemachine.Option{statemachine.Set("bank_serial", d.Serial)}
+	if !d.Paid {
+		event, opts = Refuse, []statemachine.Option{statemachine.Set("reason", d.Reason)}
+	}
+	opts = append(opts, statemachine.SetExpr("settled_at", "statement_timestamp()"))
+	err := pgx.BeginFunc(ctx, p.pool, func(tx pgx.Tx) error {
+		res, err := p.flow.FireTx(ctx, tx, job.Args.RefundID, event, opts...)
 		if err != nil {
 			return err
 		}
-		if moved && !d.Paid { // only the one that moved it: a second delivery gives nothing back
+		if res.Applied() && !d.Paid { // once: for a second delivery it is AlreadyApplied
 			const giveBack = `UPDATE shop.purchase SET refunded_cents = refunded_cents - $3 WHERE merchant = $1 AND id = $2`
 			if _, err := tx.Exec(ctx, giveBack, job.Args.Merchant, r.Purchase, r.AmountCents); err != nil {
 				return err
@@ -96,4 +107,8 @@ func (p *Payouts) settle(ctx context.Context, job *river.Job[Payout], r refund, 
 		_, err = river.JobCompleteTx[*riverpgxv5.Driver](ctx, tx, job)
 		return err
 	})
+	if errors.Is(err, statemachine.ErrConflict) {
+		return river.JobCancel(err) // the bank has said two things about one reference: a person must look
+	}
+	return err
 }

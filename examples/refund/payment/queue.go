@@ -45,15 +45,15 @@ func NewPublisher(pool *pgxpool.Pool) (*river.Client[pgx.Tx], error) {
 func NewQueue(pool *pgxpool.Pool, refunds Refunder, payouts *Payouts, log *slog.Logger) (*river.Client[pgx.Tx], error) {
 	workers := river.NewWorkers()
 	river.AddWorker(workers, &Messages{Refunds: refunds})
-	queues := map[string]river.QueueConfig{QueueMessages: {MaxWorkers: 16}}
+	queues := map[string]river.QueueConfig{QueueMessages: {MaxWorkers: 32}}
 	if payouts != nil {
 		river.AddWorker(workers, payouts)
-		queues[QueuePayouts] = river.QueueConfig{MaxWorkers: 32} // they mostly wait for the bank
+		queues[QueuePayouts] = river.QueueConfig{MaxWorkers: 64} // they mostly wait for the bank
 	}
 	return river.NewClient(riverpgxv5.New(pool), &river.Config{
 		Schema: QueueSchema, Queues: queues, Workers: workers, Logger: log,
 		JobTimeout: jobTimeout, RescueStuckJobsAfter: rescueAfter, RetryPolicy: backoff{},
-		FetchCooldown: 20 * time.Millisecond, FetchPollInterval: 200 * time.Millisecond,
+		FetchCooldown: 10 * time.Millisecond, FetchPollInterval: 50 * time.Millisecond,
 	})
 }
 

@@ -11,6 +11,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"time"
 
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgxpool"
@@ -19,8 +20,9 @@ import (
 	"github.com/riverqueue/river"
 )
 
-// CreateRefund is the operation whose repeats must not pay again. Money is remembered for ever.
-var CreateRefund = idem.Op{Name: "refund.create", ReplayFor: idem.Forever, RememberFor: idem.Forever}
+// CreateRefund is the operation whose repeats must not pay again. Money is remembered for ever. A
+// repeat that comes while the first is under way waits for its answer.
+var CreateRefund = idem.Op{Name: "refund.create", ReplayFor: idem.Forever, RememberFor: idem.Forever, Wait: 2 * time.Second}
 
 var (
 	// ErrBadRequest means that a request cannot be understood. Nothing is remembered of it.
@@ -35,7 +37,7 @@ type Request struct {
 	Merchant string `json:"merchant"` // whose numbers these are
 	Number   string `json:"number"`   // the same at every repeat
 	AskedBy  string `json:"asked_by"` // customer, returns desk: may differ from repeat to repeat
-	Body     []byte `json:"body"`     // JSON of an Order; the same bytes at every repeat
+	Body     []byte `json:"body"`     // JSON of an Order; the same JSON at every repeat
 }
 
 // Order is what the body of a request says.
@@ -98,7 +100,7 @@ func (s *Service) Refund(ctx context.Context, r Request) (idem.Result[Receipt], 
 	if err != nil {
 		return idem.Result[Receipt]{}, err
 	}
-	return idem.Do(ctx, s.keys, CreateRefund.Key(r.Merchant, r.Number), idem.Bytes(r.Body),
+	return idem.Do(ctx, s.keys, CreateRefund.Key(r.Merchant, r.Number), idem.JSON(r.Body),
 		func(ctx context.Context, tx pgx.Tx) (Receipt, error) { return s.accept(ctx, tx, r, order) })
 }
 
@@ -113,7 +115,7 @@ WHERE merchant = $1 AND id = $2 AND refunded_cents + $3 <= paid_cents`
 		return Receipt{}, err
 	}
 	if tag.RowsAffected() == 0 {
-		return Receipt{}, ErrTooMuch
+		return Receipt{}, ErrTooMuch // not idem.Final: when the bank refuses another refund, more is left
 	}
 	const open = `
 INSERT INTO shop.refund (merchant, number, asked_by, purchase, account, amount_cents)
