@@ -2,7 +2,6 @@ package main
 
 import (
 	"context"
-	"io"
 	"math/rand/v2"
 	"time"
 )
@@ -11,7 +10,6 @@ import (
 type faults struct {
 	*storm
 	rng *rand.Rand
-	out io.Writer
 
 	kills, terminated int
 	again             int64
@@ -52,11 +50,11 @@ func (f *faults) run(ctx context.Context, total int) error {
 func (f *faults) kill(p *process, n, total int) error {
 	p.kill()
 	f.kills++
-	start := time.Now()
+	down := time.Now()
 	if err := p.start(); err != nil {
 		return err
 	}
-	f.say(f.out, "%5d of %d sent: %s killed with SIGKILL, back after %d ms", n, total, p.name, time.Since(start).Milliseconds())
+	f.say("%d of %d sent: %s killed with SIGKILL, back after %d ms", n, total, p.name, time.Since(down).Milliseconds())
 	return nil
 }
 

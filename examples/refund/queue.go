@@ -68,7 +68,7 @@ func (s *storm) await(ctx context.Context, what, count string, arg any) error {
 			return nil
 		}
 		if err == nil && s.faults {
-			_, err = s.deliverStuck(ctx)
+			err = s.deliverStuck(ctx)
 		}
 		if err != nil {
 			return err
@@ -129,7 +129,8 @@ func (s *storm) deliverAgain(ctx context.Context, salt int) (int64, error) {
 // deliverStuck makes the queue deliver again what has been worked on for two seconds. The queue does
 // that by itself, after payment's rescueAfter and when its elected leader gets to it, which a demonstration of some
 // seconds does not wait for.
-func (s *storm) deliverStuck(ctx context.Context) (int64, error) {
+func (s *storm) deliverStuck(ctx context.Context) error {
 	tag, err := s.pool.Exec(ctx, sqlDeliverStuck, s.merchants())
-	return tag.RowsAffected(), err
+	s.stuck.Add(tag.RowsAffected())
+	return err
 }

@@ -34,8 +34,11 @@ type storm struct {
 	fleet *fleet
 	bank  *bank.Bank
 	queue *river.Client[pgx.Tx]
+	out   io.Writer
+	start time.Time
 
 	sent  atomic.Int64 // orders that a service has answered or the queue has taken
+	stuck atomic.Int64 // jobs that were given back, most of them by killed workers
 	tally tally
 }
 
@@ -173,6 +176,7 @@ func (s *storm) run(ctx context.Context, orders []order) ([]answer, error) {
 	return answers, s.collect(ctx, orders, jobs, answers)
 }
 
-func (s *storm) say(out io.Writer, format string, args ...any) {
-	fmt.Fprintf(out, format+"\n", args...)
+// say tells what happens, with the time since the start.
+func (s *storm) say(format string, args ...any) {
+	fmt.Fprintf(s.out, "%5.1f s  %s\n", time.Since(s.start).Seconds(), fmt.Sprintf(format, args...))
 }

@@ -33,27 +33,26 @@ func storming(ctx context.Context, opt options, g *ground, out io.Writer) error 
 func measure(ctx context.Context, opt options, g *ground, way string, out io.Writer) (*report, error) {
 	ctx, cancel := context.WithTimeout(ctx, 10*time.Minute)
 	defer cancel()
-	s, err := prepare(ctx, opt, g, way)
+	s, err := prepare(ctx, opt, g, way, out)
 	if err != nil {
 		return nil, err
 	}
 	defer s.close()
-	s.say(out, "%d refunds, each asked for %d times over HTTP and by message, seed %d", s.refunds, s.duplicates, s.seed)
-	f := &faults{storm: s, rng: rand.New(rand.NewPCG(s.seed, 2)), out: out}
-	start := time.Now()
+	s.say("%d refunds, each asked for %d times over HTTP and by message, seed %d", s.refunds, s.duplicates, s.seed)
+	f := &faults{storm: s, rng: rand.New(rand.NewPCG(s.seed, 2))}
 	all, err := s.blow(ctx, f)
 	if err != nil {
 		return nil, err
 	}
 	for _, e := range echoes {
-		s.say(out, "%5.1f s: all settled; every row made older by %s, everything asked for again", time.Since(start).Seconds(), e.name)
+		s.say("all settled; every row made older by %s, everything asked for again", e.name)
 		answers, err := s.again(ctx, e.by)
 		if err != nil {
 			return nil, err
 		}
 		all = append(all, answers...)
 	}
-	took := time.Since(start)
+	took := time.Since(s.start)
 	s.close() // the bank too: what its slow calls still pay must be in its ledger
 	b, err := readBooks(ctx, s)
 	if err != nil {
@@ -65,9 +64,10 @@ func measure(ctx context.Context, opt options, g *ground, way string, out io.Wri
 }
 
 // prepare starts a bank, the services and the workers, and stocks the shop.
-func prepare(ctx context.Context, opt options, g *ground, way string) (s *storm, err error) {
+func prepare(ctx context.Context, opt options, g *ground, way string, out io.Writer) (s *storm, err error) {
 	s = &storm{options: opt, ground: g, id: fmt.Sprintf("%s-%d-%d", way, opt.seed, time.Now().UnixNano())}
 	g.verbose = opt.verbose
+	s.out, s.start = out, time.Now()
 	if s.queue, err = payment.NewPublisher(g.pool); err != nil {
 		return nil, err
 	}
