@@ -8,6 +8,7 @@ import (
 	"os"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/pgonce/pgonce/examples/refund/payment"
 	"github.com/pgonce/pgonce/internal/pgtest"
@@ -32,6 +33,15 @@ func newGround(t *testing.T) (*pgtest.DB, *ground) {
 	return db, &ground{pool: pool, url: db.URL, program: os.Args[0]}
 }
 
+// patient is a context for a storm: it ends long after a storm should have, and before the test binary
+// is given up.
+func patient(t *testing.T) context.Context {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), 3*time.Minute)
+	t.Cleanup(cancel)
+	return ctx
+}
+
 func small(t *testing.T, refunds int, faults bool) options {
 	t.Helper()
 	opt := options{refunds: refunds, duplicates: 5, workers: 16, faults: faults, seed: rand.Uint64N(1_000_000)}
@@ -45,7 +55,7 @@ func TestStorm(t *testing.T) {
 	t.Parallel()
 	_, g := newGround(t)
 	var out bytes.Buffer
-	if err := storming(t.Context(), small(t, 120, true), g, &out); err != nil {
+	if err := storming(patient(t), small(t, 120, true), g, &out); err != nil {
 		t.Fatalf("%v\n%s", err, &out)
 	}
 	// 120 refunds: 5 times in the gust, twice in each echo; 2 forgeries in the gust, 4 in each echo.
@@ -67,7 +77,7 @@ func TestTheBugShows(t *testing.T) {
 	t.Parallel()
 	_, g := newGround(t)
 	var out bytes.Buffer
-	if err := showTheBug(t.Context(), small(t, 60, true), g, &out); err != nil {
+	if err := showTheBug(patient(t), small(t, 60, true), g, &out); err != nil {
 		t.Fatalf("%v\n%s", err, &out)
 	}
 	t.Logf("\n%s", &out)
@@ -83,7 +93,7 @@ func TestTheBugNeedsNoFaults(t *testing.T) {
 	t.Parallel()
 	db, g := newGround(t)
 	opt := small(t, 60, false)
-	reports, err := compete(t.Context(), opt, g, &bytes.Buffer{})
+	reports, err := compete(patient(t), opt, g, &bytes.Buffer{})
 	if err != nil {
 		t.Fatal(err)
 	}

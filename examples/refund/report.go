@@ -19,7 +19,7 @@ func (r *report) print(w io.Writer) {
 		{"processes killed (SIGKILL)", fmt.Sprintf("%d of %d", f.kills, serviceProcesses+workerProcesses)},
 		{"backends terminated", fmt.Sprint(f.terminated)},
 		{"jobs delivered again", fmt.Sprint(f.again)},
-		{"  and taken from killed workers", fmt.Sprint(s.stuck.Load())},
+		{"  and those not done in two seconds", fmt.Sprint(s.stuck.Load())},
 		{"", ""},
 		{"money that left the bank", fmt.Sprintf("%s in %d payments", euros(r.ledger.cents), len(s.bank.Payments()))},
 		{"money that should have", euros(s.expectedCents())},

@@ -38,7 +38,7 @@ type storm struct {
 	start time.Time
 
 	sent  atomic.Int64 // orders that a service has answered or the queue has taken
-	stuck atomic.Int64 // jobs that were given back, most of them by killed workers
+	stuck atomic.Int64 // jobs that were taken from workers, most of which had been killed
 	tally tally
 }
 

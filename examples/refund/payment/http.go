@@ -54,10 +54,10 @@ func (s *Service) StatusHTTP(w http.ResponseWriter, r *http.Request) {
 	}
 }
 
-// Final says that asking again with the same request would get the same refusal.
-func Final(err error) bool {
-	for _, final := range []error{ErrBadRequest, ErrTooMuch, idem.ErrInvalidKey, idem.ErrMismatch, idem.ErrExpired} {
-		if errors.Is(err, final) {
+// Permanent says that asking again with the same request would get the same refusal.
+func Permanent(err error) bool {
+	for _, permanent := range []error{ErrBadRequest, ErrTooMuch, idem.ErrInvalidKey, idem.ErrMismatch, idem.ErrExpired} {
+		if errors.Is(err, permanent) {
 			return true
 		}
 	}
@@ -71,7 +71,7 @@ func refuse(w http.ResponseWriter, log *slog.Logger, err error) {
 		problem(w, http.StatusBadRequest, err)
 	case errors.Is(err, idem.ErrExpired):
 		problem(w, http.StatusGone, err)
-	case Final(err):
+	case Permanent(err):
 		problem(w, http.StatusUnprocessableEntity, err)
 	case errors.Is(err, idem.ErrInFlight):
 		w.Header().Set("Retry-After", "1")

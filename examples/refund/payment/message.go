@@ -40,7 +40,7 @@ func (m *Messages) Work(ctx context.Context, job *river.Job[Message]) error {
 	switch {
 	case err == nil:
 		return river.RecordOutput(ctx, Outcome{Receipt: res.Value, Replayed: res.Replayed})
-	case Final(err):
+	case Permanent(err):
 		return errors.Join(river.RecordOutput(ctx, Outcome{Refused: err.Error()}), river.JobCancel(err))
 	case errors.Is(err, idem.ErrInFlight):
 		return river.JobSnooze(firstRetry) // somebody is at it; no fault of the message's
