@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"io"
 	"log/slog"
 	"net/http"
 	"net/http/httptest"
@@ -44,8 +45,12 @@ func bankSays(t *testing.T, fn http.HandlerFunc) *payment.Bank {
 	return payment.NewBank(srv.URL)
 }
 
-// work runs a queue on which payouts are made through a pool of their own, and returns how it is asked
-// what it has done.
+func tell(w http.ResponseWriter, status int, body string) {
+	w.WriteHeader(status)
+	_, _ = io.WriteString(w, body) // the client may have given up
+}
+
+// work runs a queue. Payouts have a pool of their own, so that its connections can be told from the queue's.
 func (s *shop) work(t *testing.T, bank *payment.Bank) {
 	t.Helper()
 	cfg := s.db.Config(t)
@@ -149,7 +154,7 @@ func TestStatus(t *testing.T) {
 	if code, body := get("m1", "k1"); code != http.StatusOK || body != `{"state":"requested"}` {
 		t.Errorf("got %d %s", code, body)
 	}
-	s.work(t, bankSays(t, func(w http.ResponseWriter, _ *http.Request) { fmt.Fprint(w, `{"serial": "B7"}`) }))
+	s.work(t, bankSays(t, func(w http.ResponseWriter, _ *http.Request) { tell(w, http.StatusOK, `{"serial": "B7"}`) }))
 	s.awaitJobs(t)
 	if code, body := get("m1", "k1"); code != http.StatusOK || body != `{"state":"paid","bank_serial":"B7"}` {
 		t.Errorf("got %d %s", code, body)
@@ -177,7 +182,7 @@ func TestBankIsAskedOutsideTransactions(t *testing.T) {
 			http.Error(w, "not now", http.StatusInternalServerError)
 			return
 		}
-		fmt.Fprint(w, `{"serial": "B1"}`)
+		tell(w, http.StatusOK, `{"serial": "B1"}`)
 	}))
 	s.awaitJobs(t)
 	if calls.Load() != 4 || open.Load() != 0 {
@@ -201,23 +206,22 @@ func TestBankIsAskedOutsideTransactions(t *testing.T) {
 func TestRefusalGivesBackOnce(t *testing.T) {
 	t.Parallel()
 	s := newShop(t)
-	s.ask(t, "other", 50)
+	s.ask(t, "other", 100) // so that there is something to give back too much of
 	s.db.Exec(t, `DELETE FROM shop_queue.river_job`)
-	s.ask(t, "k1", 100)
+	s.ask(t, "k1", 40)
 	s.deliver(t, "k1")
 	var together sync.WaitGroup
 	together.Add(2)
 	s.work(t, bankSays(t, func(w http.ResponseWriter, _ *http.Request) {
 		together.Done() // a third call would panic
 		together.Wait()
-		w.WriteHeader(http.StatusUnprocessableEntity)
-		fmt.Fprint(w, `{"reason": "account closed"}`)
+		tell(w, http.StatusUnprocessableEntity, `{"reason": "account closed"}`)
 	}))
 	s.awaitJobs(t)
 	s.deliver(t, "k1") // settled: the bank is not asked
 	s.awaitJobs(t)
-	if n := s.db.Int(t, `SELECT refunded_cents FROM shop.purchase`); n != 50 {
-		t.Errorf("%d cents are off the purchase, want 50", n)
+	if n := s.db.Int(t, `SELECT refunded_cents FROM shop.purchase`); n != 100 {
+		t.Errorf("%d cents are off the purchase, want 100", n)
 	}
 	if n := s.db.Int(t, `SELECT count(*) FROM shop.refund WHERE state = 'refused' AND reason = 'account closed' AND number = 'k1'`); n != 1 {
 		t.Error("the refund is not refused")
@@ -242,11 +246,10 @@ func TestContradictionIsPutAside(t *testing.T) {
 		together.Done()
 		together.Wait()
 		if n == 1 {
-			fmt.Fprint(w, `{"serial": "B1"}`)
+			tell(w, http.StatusOK, `{"serial": "B1"}`)
 			return
 		}
-		w.WriteHeader(http.StatusUnprocessableEntity)
-		fmt.Fprint(w, `{"reason": "account closed"}`)
+		tell(w, http.StatusUnprocessableEntity, `{"reason": "account closed"}`)
 	}))
 	s.awaitJobs(t)
 	if n := s.db.Int(t, `SELECT count(*) FROM shop_queue.river_job WHERE state = 'cancelled'`); n != 1 {
@@ -261,7 +264,7 @@ func TestContradictionIsPutAside(t *testing.T) {
 func TestUnreadableAnswersAreNoAnswers(t *testing.T) {
 	t.Parallel()
 	for _, answer := range []string{"", "{", `{"serial": ""}`, `{"reason": "x"}`} {
-		b := bankSays(t, func(w http.ResponseWriter, _ *http.Request) { fmt.Fprint(w, answer) })
+		b := bankSays(t, func(w http.ResponseWriter, _ *http.Request) { tell(w, http.StatusOK, answer) })
 		if d, err := b.Pay(t.Context(), payment.Transfer{}); err == nil {
 			t.Errorf("%q was taken for %+v", answer, d)
 		}
@@ -287,7 +290,7 @@ func TestForgedMessageIsPutAside(t *testing.T) {
 	if _, err := jobs.Insert(t.Context(), forged, nil); err != nil {
 		t.Fatal(err)
 	}
-	s.work(t, bankSays(t, func(w http.ResponseWriter, _ *http.Request) { fmt.Fprint(w, `{"serial": "B1"}`) }))
+	s.work(t, bankSays(t, func(w http.ResponseWriter, _ *http.Request) { tell(w, http.StatusOK, `{"serial": "B1"}`) }))
 	s.awaitJobs(t)
 	rows, _ := s.pool.Query(t.Context(), `SELECT metadata -> 'output' FROM shop_queue.river_job WHERE state = 'cancelled' AND kind = $1`, forged.Kind())
 	output, err := pgx.CollectExactlyOneRow(rows, pgx.RowTo[payment.Outcome])
