@@ -115,6 +115,9 @@ func TestHTTPAnswers(t *testing.T) {
 		{"m1", "k1", fmt.Sprintf(order, 100), http.StatusAccepted, false},
 		{"m1", "k1", fmt.Sprintf(order, 100), http.StatusAccepted, true},
 		{"m1", "k1", `{"amount_cents":100,"account":"a","purchase":"p1"}`, http.StatusAccepted, true}, // says the same
+		{"m1", `"k1"`, fmt.Sprintf(order, 100), http.StatusAccepted, true},                            // as the draft has it
+		{"m1", `"k1`, fmt.Sprintf(order, 100), http.StatusBadRequest, false},
+		{"m1", `"k1", "k2"`, fmt.Sprintf(order, 100), http.StatusBadRequest, false},
 		{"m1", "k1", fmt.Sprintf(order, 101), http.StatusUnprocessableEntity, false},
 		{"m1", "k2", fmt.Sprintf(order, 101), http.StatusUnprocessableEntity, false}, // only 200 were paid
 		{"m2", "k1", fmt.Sprintf(order, 1), http.StatusUnprocessableEntity, false},   // another merchant's number and purchase

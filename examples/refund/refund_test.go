@@ -127,6 +127,9 @@ func TestTheBugNeedsNoFaults(t *testing.T) {
 func TestPartitionsShareOneNumber(t *testing.T) {
 	t.Parallel()
 	db, g := newGround(t)
+	if err := migrate(t.Context(), g.pool); err != nil {
+		t.Fatal("once more:", err)
+	}
 	s := &storm{ground: g, options: options{refunds: 1}, id: "p"}
 	if err := s.stock(t.Context()); err != nil {
 		t.Fatal(err)

@@ -6,6 +6,8 @@ import (
 	"io"
 	"log/slog"
 	"net/http"
+	"net/url"
+	"strings"
 
 	"github.com/pgonce/pgonce/idem"
 )
@@ -15,6 +17,9 @@ const maxBody = 64 << 10
 // AcceptHTTP answers POST /refunds with 202: the refund is accepted, and will be paid or
 // refused. The header Idempotency-Key names the request; X-Merchant and X-Asked-By stand in
 // for authentication.
+//
+// A service that is asked over HTTP alone needs none of this file: idemhttp.Handle does it. Here
+// messages share the key, so what is compared and stored must not be that of HTTP.
 func AcceptHTTP(refunds Refunder, log *slog.Logger) http.HandlerFunc {
 	return func(w http.ResponseWriter, r *http.Request) {
 		body, err := io.ReadAll(http.MaxBytesReader(w, r.Body, maxBody))
@@ -22,7 +27,11 @@ func AcceptHTTP(refunds Refunder, log *slog.Logger) http.HandlerFunc {
 			problem(w, http.StatusRequestEntityTooLarge, err)
 			return
 		}
-		number := r.Header.Get("Idempotency-Key")
+		number, err := idempotencyKey(r)
+		if err != nil {
+			problem(w, http.StatusBadRequest, err)
+			return
+		}
 		res, err := refunds.Refund(r.Context(), Request{
 			Merchant: r.Header.Get("X-Merchant"), Number: number, AskedBy: r.Header.Get("X-Asked-By"), Body: body,
 		})
@@ -33,11 +42,31 @@ func AcceptHTTP(refunds Refunder, log *slog.Logger) http.HandlerFunc {
 		if res.Replayed {
 			w.Header().Set("Idempotent-Replayed", "true")
 		}
-		w.Header().Set("Location", "/refunds/"+number)
+		w.Header().Set("Location", "/refunds/"+url.PathEscape(number))
 		w.Header().Set("Content-Type", "application/json")
 		w.WriteHeader(http.StatusAccepted)
 		_ = json.NewEncoder(w).Encode(res.Value) // the client may be gone; it will ask again
 	}
+}
+
+// idempotencyKey reads the header, which is a string in quotes by the draft and bare by habit. Both
+// mean the same number: a message has no quotes.
+func idempotencyKey(r *http.Request) (string, error) {
+	values := r.Header.Values("Idempotency-Key")
+	if len(values) != 1 {
+		return "", errors.New("want one Idempotency-Key")
+	}
+	key := values[0]
+	if inner, quoted := strings.CutPrefix(key, `"`); quoted {
+		key = strings.TrimSuffix(inner, `"`)
+		if len(key) == len(inner) {
+			return "", errors.New("the Idempotency-Key has a quote that does not end")
+		}
+	}
+	if strings.ContainsAny(key, "\"\\,;") {
+		return "", errors.New("the Idempotency-Key has a character that two readers could understand differently")
+	}
+	return key, nil
 }
 
 // StatusHTTP answers GET /refunds/{number}.
