@@ -55,19 +55,25 @@ func Bind[K ID, S StateType, TX any](m *Machine[S], db pg.Driver[TX], t Table) (
 	for _, name := range m.order {
 		mv := m.events[name]
 		b.fixed[name] = fixed{array(mv.sources), array(mv.targets), array(mv.idle), array(mv.ignored)}
-		switch {
-		case t.NoHistory && mv.overlap:
-			findings = append(findings, &InvalidError{fmt.Sprintf("event %q", name),
-				"has a target among its sources, so it needs Dedup and a history: unset NoHistory"})
-		case t.NoHistory && mv.shared:
-			findings = append(findings, &InvalidError{fmt.Sprintf("event %q", name),
-				"leads to a state that a row can be in without it, so a repeat is only known from the history: unset NoHistory"})
+		if reason := mv.needsHistory(); t.NoHistory && reason != "" {
+			findings = append(findings, &InvalidError{Part: fmt.Sprintf("event %q", name), Reason: reason + ": unset NoHistory"})
 		}
 	}
 	if len(findings) > 0 {
 		return nil, fmt.Errorf("statemachine: bind %q to %q: %w", m.name, t.Name, errors.Join(findings...))
 	}
 	return b, nil
+}
+
+// needsHistory says why the state alone does not tell whether an event was applied, or nothing.
+func (mv *moves[S]) needsHistory() string {
+	switch {
+	case mv.overlap:
+		return "has a target among its sources, so it needs Dedup and a history"
+	case mv.shared:
+		return "leads to a state that a row can be in without it, so a repeat is only known from the history"
+	}
+	return ""
 }
 
 // array is a text[] as text.

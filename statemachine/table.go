@@ -60,7 +60,10 @@ func (t Table) resolve() (resolved, []error) {
 	var findings []error
 	find := func(part, reason string) { findings = append(findings, &InvalidError{part, reason}) }
 	for _, n := range []struct{ part, name string }{
-		{"table's schema", r.schema}, {"table's name", r.name}, {"id column", t.ID}, {"state column", t.State},
+		{"table's schema", r.schema},
+		{"table's name", r.name},
+		{"id column", t.ID},
+		{"state column", t.State},
 		{"version column", cmp.Or(t.Version, "none")},
 	} {
 		if reason := fault(n.name, maxIdentifier); reason != "" {

@@ -61,12 +61,17 @@ func machineRefusalKeepsTx[TX any](t *testing.T, c Client[TX]) {
 			opts []sm.Option
 			want error
 		}{
-			{2, goEvent, nil, sm.ErrConflict}, {2, goEvent, []sm.Option{sm.Dedup("new")}, sm.ErrConflict},
-			{9, goEvent, nil, sm.ErrNotFound}, {3, goEvent, nil, sm.ErrUnknownState},
-			{1, archive, []sm.Option{sm.Where("NOT ok")}, sm.ErrGuard}, {1, goEvent, []sm.Option{sm.Match("NOT ok")}, sm.ErrGuard},
+			{2, goEvent, nil, sm.ErrConflict},
+			{2, goEvent, []sm.Option{sm.Dedup("new")}, sm.ErrConflict},
+			{9, goEvent, nil, sm.ErrNotFound},
+			{3, goEvent, nil, sm.ErrUnknownState},
+			{1, archive, []sm.Option{sm.Where("NOT ok")}, sm.ErrGuard},
+			{1, goEvent, []sm.Option{sm.Match("NOT ok")}, sm.ErrGuard},
 			{1, archive, []sm.Option{sm.Dedup("used")}, sm.ErrDedupReused},
-			{1, archive, []sm.Option{sm.Where("true); DROP TABLE item; --")}, sm.ErrInvalid}, {1, archive, []sm.Option{sm.Set("none", 1)}, sm.ErrInvalid},
-			{1, archive, []sm.Option{sm.Dedup("\x00")}, sm.ErrInvalid}, {1, sm.NewEvent[itemState]("other"), nil, sm.ErrInvalid},
+			{1, archive, []sm.Option{sm.Where("true); DROP TABLE item; --")}, sm.ErrInvalid},
+			{1, archive, []sm.Option{sm.Set("none", 1)}, sm.ErrInvalid},
+			{1, archive, []sm.Option{sm.Dedup("\x00")}, sm.ErrInvalid},
+			{1, sm.NewEvent[itemState]("other"), nil, sm.ErrInvalid},
 		} {
 			_, err := y.items.FireTx(t.Context(), tx.Handle(), tc.id, tc.ev, tc.opts...)
 			wantErr(t, err, tc.want)
