@@ -54,6 +54,7 @@ func TestKeyCheck(t *testing.T) {
 		"fine":                 {ok.Key("m1", "r-1"), ""},
 		"longest":              {Op{Name: strings.Repeat("o", MaxOpName)}.Key(strings.Repeat("s", MaxScope), strings.Repeat("i", MaxID)), ""},
 		"not ASCII":            {ok.Key("商户", "ключ ü"), ""},
+		"as short as can be":   {Op{Name: "o"}.Key("s", "1"), ""}, // no entropy, and no harm: the scope keeps tenants apart
 		"zero Key":             {Key{}, "operation"},
 		"no operation":         {Op{}.Key("m1", "r1"), "operation"},
 		"operation too long":   {Op{Name: strings.Repeat("o", MaxOpName+1)}.Key("m1", "r1"), "operation"},

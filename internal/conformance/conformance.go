@@ -140,6 +140,7 @@ func idemSuites[TX any]() suites[TX] {
 		"idem/TxMisuse":             txMisuse[TX],
 		"idem/TxSeen":               txSeen[TX],
 		"idem/TxSeveralKeys":        txSeveralKeys[TX],
+		"idem/Events":               idemEvents[TX],
 		"idem/UserConstraint":       idemUserConstraint[TX],
 	}
 }
