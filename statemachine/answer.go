@@ -306,20 +306,33 @@ func tableChanged(err error) bool {
 // lostInTx names the loss of a connection with an open transaction on it: nothing is left of that.
 func lostInTx(ctx context.Context, err error) error {
 	switch {
-	case err == nil || pg.Rejected(err) || isOurs(err):
+	case err == nil || isOurs(err):
 		return err
+	case pg.Rejected(err):
+		return cancelled(ctx, err)
 	case ctx.Err() != nil:
 		err = errors.Join(context.Cause(ctx), err)
 	}
 	return fmt.Errorf("%w: %w", ErrUnavailable, err)
 }
 
+// cancelled adds why the server cancelled a statement: a client library that answers the end of ctx with a
+// cancel request, and waits for what becomes of it, knows that nothing was done.
+func cancelled(ctx context.Context, err error) error {
+	if pg.Code(err) == pg.CodeQueryCanceled && ctx.Err() != nil {
+		return errors.Join(context.Cause(ctx), err)
+	}
+	return err
+}
+
 // lostOutside names the loss of a connection on which a statement was under way.
 func lostOutside(ctx context.Context, err error) error {
-	if pg.Rejected(err) || isOurs(err) {
+	switch {
+	case isOurs(err):
 		return err
-	}
-	if ctx.Err() != nil {
+	case pg.Rejected(err):
+		return cancelled(ctx, err)
+	case ctx.Err() != nil:
 		err = errors.Join(context.Cause(ctx), err)
 	}
 	return fmt.Errorf("%w: %w", ErrUnknownOutcome, err)
