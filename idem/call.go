@@ -1,6 +1,7 @@
 package idem
 
 import (
+	"bytes"
 	"context"
 	"crypto/rand"
 	"encoding/binary"
@@ -29,6 +30,7 @@ type call[TX any] struct {
 	server  *server
 	runs    int  // of the handler
 	ghosts  int  // tries for a key that our own lost connection may still hold
+	told    bool // how the call ended
 	waiting bool // counts as one of the store's waiters on the server
 }
 
@@ -45,11 +47,10 @@ func newCall[TX any](s *Store[TX], key Key, fp Fingerprint) (*call[TX], error) {
 	return &call[TX]{store: s, key: key, op: key.op.resolved(), fp: fp, began: time.Now()}, nil
 }
 
-// do executes the key or answers from its record.
+// do executes the key or finds its record.
 func (c *call[TX]) do(ctx context.Context, run handler[TX]) (rec record, err error) {
-	defer func() { c.ended(rec, err) }()
 	if outer := handlerOf(ctx); outer != nil {
-		return record{}, fmt.Errorf("%w (of %s)", ErrNested, outer.key.op)
+		return record{}, fmt.Errorf("%w (of %s)", ErrNested, printable(outer.key.op.Name))
 	}
 	if c.server, err = c.store.ready(ctx); err != nil {
 		return record{}, err
@@ -60,11 +61,9 @@ func (c *call[TX]) do(ctx context.Context, run handler[TX]) (rec record, err err
 		rec, err = c.lead(ctx, v.lead, run)
 	default:
 		rec, err = v.rec, v.err
+		rec.result = bytes.Clone(rec.result) // a codec may make what it decodes share these bytes
 	}
-	if err != nil {
-		return record{}, err
-	}
-	return c.answer(rec)
+	return rec, err
 }
 
 // lead asks the server, for this caller and those in line behind it.
@@ -98,6 +97,8 @@ func (c *call[TX]) attempts(ctx context.Context, t *turn, run handler[TX]) (reco
 		rec, err := c.attempt(ctx, t, patience, run)
 		patience = 0
 		switch {
+		case errors.Is(err, ErrTxEnded), errors.Is(err, ErrHandlerTimeout), errors.Is(err, pg.ErrOutcomeUnknown):
+			return record{}, err // whatever else the handler's own error says that is in it
 		case errors.Is(err, ErrInFlight):
 			t.busy()
 			if rec, patience, err = c.wait(ctx, n); err != nil || rec.rows > 0 {
@@ -105,7 +106,7 @@ func (c *call[TX]) attempts(ctx context.Context, t *turn, run handler[TX]) (reco
 			}
 			continue
 		case c.store.isDuplicate(err):
-			if duplicates++; duplicates > 1 && c.op.Isolation == ReadCommitted {
+			if duplicates++; duplicates > 1 { // the second time the snapshot was newer than the record
 				return record{}, fmt.Errorf("%w: its record appears while its lock is held: %w", ErrReentrant, err)
 			}
 		case err == nil || !worthAnother(err):
@@ -126,9 +127,6 @@ func (c *call[TX]) attempts(ctx context.Context, t *turn, run handler[TX]) (reco
 // meet again. Every such failure is one after which nothing of the attempt is left, or
 // running the handler again would be a second execution.
 func worthAnother(err error) bool {
-	if errors.Is(err, ErrTxEnded) || errors.Is(err, ErrHandlerTimeout) {
-		return false // whatever else the handler said
-	}
 	if errors.Is(err, pg.ErrTxLost) || errors.Is(err, errStale) {
 		return true
 	}
@@ -214,7 +212,9 @@ func (c *call[TX]) begin(ctx context.Context, patience time.Duration, g *guard, 
 	case pg.CodeStalePlan, pg.CodeNoSuchStatement:
 		return nil, fmt.Errorf("%w: %w", errStale, err)
 	case pg.CodeLockTimeout:
-		return nil, ErrInFlight
+		if patience > 0 {
+			return nil, ErrInFlight
+		}
 	}
 	if err != nil {
 		return nil, pg.ExplainSchema(c.store.cfg.Schema, err)

@@ -18,7 +18,7 @@ type Result[T any] struct {
 	// Replayed is true when the handler did not run in this call.
 	Replayed bool
 
-	// FirstAt is when the execution began that committed, by the database's clock.
+	// FirstAt is when the transaction began that executed the key, by the database's clock.
 	FirstAt time.Time
 }
 
@@ -70,6 +70,7 @@ func Do[T, TX any](ctx context.Context, s *Store[TX], key Key, fp Fingerprint,
 	if err != nil {
 		return Result[T]{}, publish("do", key, err)
 	}
+	defer c.panicking()()
 	var value T
 	rec, err := c.do(ctx, encoding(s.cfg.Codec, fn, &value))
 	return outcome("do", c, rec, err, value)
@@ -87,31 +88,40 @@ func encoding[T, TX any](codec Codec, fn func(context.Context, TX) (T, error), v
 		}
 		data, decoded, codecErr := roundTrip(codec, v)
 		*value = decoded
+		if err != nil && codecErr != nil {
+			return nil, err // the refusal stands without a value
+		}
 		return data, cmp.Or(codecErr, err)
 	}
 }
 
-// outcome is what the caller gets. value is that of an execution in this very call.
-func outcome[T, TX any](verb string, c *call[TX], rec record, err error, value T) (Result[T], error) {
-	refused := errors.Is(err, ErrRefused)
-	if err != nil && !refused {
-		return Result[T]{}, publish(verb, c.key, err)
+// outcome is what the caller gets for a record, if there is one. value is that of an execution in this
+// very call.
+func outcome[T, TX any](verb string, c *call[TX], rec record, err error, value T) (res Result[T], _ error) {
+	if err == nil {
+		rec, err = c.answer(rec)
 	}
-	if !rec.own {
-		var bad error
-		if value, bad = decode[T](c.store.cfg.Codec, rec.result); bad != nil {
-			return Result[T]{}, publish(verb, c.key, bad)
+	if refused := rec.state == stateRefused; err == nil || refused {
+		res = Result[T]{Value: value, Replayed: !rec.own, FirstAt: rec.createdAt}
+		if !rec.own && !(refused && rec.result == nil) {
+			value, bad := decode[T](c.store.cfg.Codec, rec.result)
+			if err = errors.Join(err, bad); bad != nil && !refused {
+				res, rec = Result[T]{}, record{}
+			} else {
+				res.Value = value
+			}
 		}
 	}
-	res := Result[T]{Value: value, Replayed: !rec.own, FirstAt: rec.createdAt}
-	if refused {
-		return res, publish(verb, c.key, err)
+	if err != nil {
+		err = publish(verb, c.key, err)
 	}
-	return res, nil
+	c.ended(rec, err)
+	return res, err
 }
 
 // Lookup answers from the record of a key, if it has one, and never executes anything. ok
-// is false for a key that has not been executed, also while it is in flight.
+// is false for a key that has not been executed, also while it is in flight. For a refusal it is true,
+// and err is its [*RefusedError].
 //
 // Errors: those of [Do] that speak about a record ([ErrMismatch], [ErrExpired],
 // [ErrUnknownOutcome]), [ErrInvalidKey], [ErrSchema], [ErrUnavailable].
@@ -129,7 +139,7 @@ func Lookup[T, TX any](ctx context.Context, s *Store[TX], key Key, fp Fingerprin
 	}
 	var none T
 	res, err = outcome("lookup", c, rec, err, none)
-	return res, err == nil || errors.Is(err, ErrRefused), err
+	return res, err == nil || !res.FirstAt.IsZero(), err
 }
 
 // roundTrip encodes v and decodes it again, before anything is committed.

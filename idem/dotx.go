@@ -12,20 +12,23 @@ import (
 // writes become durable by the caller's COMMIT, or none of it does. A handler of Do calls it to
 // execute a second key.
 //
-// It never waits: a key that another transaction executes, or has executed and not
+// It waits for no other transaction: a key that another transaction executes, or has executed and not
 // committed yet, is [ErrInFlight], and the caller's transaction stays usable. [Op.Wait],
 // [Op.MaxHandler] and [Op.Isolation] do not apply. The result is as provisional as the
 // caller's transaction until that commits.
 //
 // An error of fn, or a panic, undoes what fn wrote and nothing else, by a savepoint; the
-// caller may go on and commit the rest. [Final] undoes and stores the refusal. fn must
-// not end the transaction, nor roll back to a savepoint that is older than the call.
+// caller may go on and commit the rest. Where that cannot be undone, because fn left rows open or a
+// goroutine at work, the transaction is broken off, so that the caller cannot commit half an
+// effect: [ErrTxUnusable]. [Final] undoes and stores the refusal. fn must
+// not end the transaction, nor roll back to a savepoint that is older than the call. One call at a
+// time may execute in a transaction, and those that fn makes must get fn's ctx.
 //
 // Errors: those of Do ([ErrHandlerTimeout] and [ErrNested] aside), [ErrRetryTx] when the whole
 // transaction has to be repeated, [ErrReentrant] for a key that a handler around this call
 // is executing. [ErrUnavailable] means that the transaction was lost with its connection.
 //
-// Cost on pgx: a new key 2 round trips around those of fn and one row; a repeat 2. On
+// Cost on pgx: a new key 2 round trips around those of fn and one row; a repeat 2; an error of fn 3. On
 // database/sql: 6 and 5. Locks: one advisory lock until the caller's transaction ends. A new key
 // takes a transaction number (xid) before fn runs.
 func DoTx[T, TX any](ctx context.Context, s *Store[TX], tx TX, key Key, fp Fingerprint,
@@ -43,6 +46,7 @@ func DoTx[T, TX any](ctx context.Context, s *Store[TX], tx TX, key Key, fp Finge
 	if err != nil {
 		return Result[T]{}, publish("dotx", key, err)
 	}
+	defer c.panicking()()
 	var value T
 	rec, err := c.doTx(ctx, tx, encoding(s.cfg.Codec, fn, &value))
 	return outcome("dotx", c, rec, err, value)
@@ -51,9 +55,10 @@ func DoTx[T, TX any](ctx context.Context, s *Store[TX], tx TX, key Key, fp Finge
 // joined is a call in the caller's transaction.
 type joined[TX any] struct {
 	*call[TX]
-	tx    pg.TxQuerier
-	guard guard
-	xid   string
+	handle TX
+	tx     pg.TxQuerier
+	guard  guard
+	xid    string
 }
 
 // The statements of savepoints. Calls nest, and so do savepoints of one name.
@@ -66,13 +71,15 @@ var (
 // doTx is the call of DoTx. Why two transactions cannot both execute is said at attempt; the
 // savepoint comes after the key's lock, so that rolling back to it keeps the lock.
 func (c *call[TX]) doTx(ctx context.Context, tx TX, run handler[TX]) (rec record, err error) {
-	defer func() { c.ended(rec, err) }()
-	if handlerOf(ctx).executes(c.key.identity(c.store.cfg.Schema)) {
-		return record{}, ErrReentrant
-	}
-	j := &joined[TX]{call: c, tx: c.store.db.Tx(tx)}
-	if err := c.store.readyTx(ctx, j.tx); err != nil {
+	inside, frame := c.inside(ctx)
+	leave, err := c.enterTx(frame, tx)
+	if err != nil {
 		return record{}, err
+	}
+	defer leave()
+	j := &joined[TX]{call: c, handle: tx, tx: c.store.db.Tx(tx)}
+	if err := c.store.readyTx(ctx, j.tx); err != nil {
+		return record{}, j.explain(err)
 	}
 	err = j.tx.RunAll(ctx,
 		pg.Stmt{SQL: sqlGuardTx, Args: []any{c.lock()}, Dest: []any{&j.guard.locked, &j.guard.start, &j.guard.readOnly}},
@@ -89,29 +96,24 @@ func (c *call[TX]) doTx(ctx context.Context, tx TX, run handler[TX]) (rec record
 	case !j.guard.locked:
 		err = ErrInFlight
 	default:
-		return j.execute(ctx, tx, run)
+		return j.execute(ctx, inside, run)
 	}
 	if broken := j.tx.Run(ctx, release); broken != nil {
 		return record{}, j.explain(broken)
 	}
-	if err != nil {
-		return record{}, err
-	}
-	return c.answer(rec)
+	return rec, err
 }
 
 // execute runs the handler between the savepoint and the record.
-func (j *joined[TX]) execute(ctx context.Context, tx TX, run handler[TX]) (record, error) {
+func (j *joined[TX]) execute(ctx, inside context.Context, run handler[TX]) (record, error) {
 	returned := false
 	defer func() {
 		if !returned { // a panic or runtime.Goexit, which goes on after this
 			_ = j.undo(ctx, errors.New("handler panicked"))
 		}
 	}()
-	hctx, frame := j.inside(ctx)
 	j.runs++
-	result, err := run(hctx, tx)
-	frame.over.Store(true)
+	result, err := run(inside, j.handle)
 	returned = true
 	state := stateDone
 	if isFinal(err) {
@@ -128,7 +130,7 @@ func (j *joined[TX]) execute(ctx context.Context, tx TX, run handler[TX]) (recor
 	if err != nil {
 		return record{}, j.undo(ctx, err)
 	}
-	return j.answer(j.ownRecord(attempt, state, j.guard.start, result))
+	return j.ownRecord(attempt, state, j.guard.start, result), nil
 }
 
 // undo takes back what the handler wrote, and says what err means for the caller's transaction.
@@ -147,7 +149,9 @@ func (j *joined[TX]) undo(ctx context.Context, err error) error {
 	return j.explain(err)
 }
 
-// rollback goes back to the savepoint, which also mends a transaction in which a statement failed.
+// rollback goes back to the savepoint, which also mends a transaction in which a statement failed. If
+// the server does not confirm it, because rows were left open or the connection is gone, the
+// transaction is spoiled: its caller must not be able to commit half an effect.
 func (j *joined[TX]) rollback(ctx context.Context) error {
 	tctx, cancel := pg.TripContext(ctx)
 	defer cancel()
@@ -158,7 +162,23 @@ func (j *joined[TX]) rollback(ctx context.Context) error {
 	case errors.Is(err, pg.ErrTxEnded), pg.Code(err) == pg.CodeNoSavepoint, pg.Code(err) == pg.CodeNoTx:
 		return j.gone(ctx, err)
 	}
-	return j.explain(err)
+	j.store.db.Spoil(j.handle)
+	if j.fate(tctx) == committed {
+		return j.blocked(tctx, err)
+	}
+	if pg.Rejected(err) {
+		return j.explain(err)
+	}
+	return fmt.Errorf("%w: it could not be undone, so it was broken off: %w", ErrTxUnusable, err)
+}
+
+// fate asks what became of the transaction: by its own connection, which may be the only one of the pool, or
+// by another.
+func (j *joined[TX]) fate(ctx context.Context) string {
+	if fate := fateOf(ctx, j.tx, j.xid); fate != "" {
+		return fate
+	}
+	return fateOf(ctx, j.store.db.Pool(), j.xid)
 }
 
 // gone finds out what became of a transaction whose savepoint is not there any more. If what the
@@ -166,18 +186,22 @@ func (j *joined[TX]) rollback(ctx context.Context) error {
 func (j *joined[TX]) gone(ctx context.Context, cause error) error {
 	tctx, cancel := pg.TripContext(ctx)
 	defer cancel()
-	switch fateOf(tctx, j.store.db.Pool(), j.xid) {
+	switch j.fate(tctx) {
 	case inProgress:
 		return fmt.Errorf("%w: it was rolled back to a savepoint older than the call: %w", ErrTxUnusable, cause)
 	case aborted:
 		return fmt.Errorf("%w: it was rolled back, nothing was done; return an error instead", ErrTxEnded)
+	}
+	if _, err := j.storeSettled(tctx, j.tx, newAttempt(), stateUnknown, nil); err == nil {
+		j.tell(Blocked, nil)
+		return errBlocked(cause, nil)
 	}
 	return j.blocked(tctx, cause)
 }
 
 // explain says what an error of a statement means for the caller's transaction.
 func (c *call[TX]) explain(err error) error {
-	if _, own := errors.AsType[*handlerError](err); own {
+	if _, own := errors.AsType[*handlerError](err); own || errors.Is(err, ErrSchema) {
 		return err
 	}
 	switch code := pg.Code(err); {

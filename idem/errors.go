@@ -21,7 +21,7 @@ var (
 	// ([Final]). The error is a [*RefusedError].
 	ErrRefused = errors.New("refused")
 
-	// ErrNested means that [Do] was called inside a handler. It would wait for other callers in a way that
+	// ErrNested means that [Do] was called inside a handler, of whatever store. It would wait for other callers in a way that
 	// the database's deadlock detector cannot see, and need a second connection while it holds the
 	// first. Use [DoTx] with the handler's transaction.
 	ErrNested = errors.New("called inside a handler: use DoTx with its transaction")
@@ -31,7 +31,8 @@ var (
 	ErrReentrant = errors.New("key is already being executed by this very call")
 
 	// ErrRetryTx means that the caller's transaction lost a race: roll it back and repeat it as a
-	// whole. It comes from [DoTx] and [Store.SeenTx], above READ COMMITTED or after a deadlock.
+	// whole. It comes from [DoTx] and [Store.SeenTx], mostly above READ COMMITTED. A handler's own 40001 or
+	// 40P01 comes back as it is, and says the same.
 	ErrRetryTx = errors.New("transaction lost a race: roll it back and repeat it")
 
 	// ErrMismatch means that the key belongs to another request. The error is a
@@ -54,10 +55,10 @@ var (
 	// person has looked. The message says which.
 	ErrTxEnded = errors.New("handler ended its transaction")
 
-	// ErrTxUnusable means that the handler returned no error but left a transaction
-	// that cannot be committed: a statement in it had failed, or rows or batch
-	// results were left open. It was rolled back.
-	ErrTxUnusable = errors.New("handler left an unusable transaction")
+	// ErrTxUnusable means that the handler left a transaction that cannot be committed: a statement in it had
+	// failed, or rows or batch results were left open; nothing of what it wrote stands. Or that a
+	// transaction was given to [DoTx] or SeenTx in which that is so, or in which another call is executing.
+	ErrTxUnusable = errors.New("transaction cannot be used")
 
 	// ErrHandlerTimeout means that the handler took longer than [Op.MaxHandler]. Everything
 	// was rolled back, whatever the handler returned. It is not run again by itself.
@@ -121,10 +122,10 @@ func publish(verb string, key Key, err error) error {
 	}
 	switch {
 	case errors.Is(err, ErrTxEnded), errors.Is(err, ErrHandlerTimeout): // whatever else is in it
-	case errors.Is(err, pg.ErrTxLost):
-		err = fmt.Errorf("%w: %w", ErrUnavailable, err)
 	case errors.Is(err, pg.ErrOutcomeUnknown):
 		err = fmt.Errorf("%w: ask again with the same key: %w", ErrUnknownOutcome, err)
+	case errors.Is(err, pg.ErrTxLost):
+		err = fmt.Errorf("%w: %w", ErrUnavailable, err)
 	}
 	return fmt.Errorf("idem: %s %s: %w", verb, key, err)
 }

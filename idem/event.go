@@ -5,14 +5,15 @@ import (
 	"time"
 )
 
-// Event is what [Config.Observe] is told. Every call of a verb ends with one of the kinds
-// Executed, Replayed, Refused and Failed; the others come in between.
+// Event is what [Config.Observe] is told. Every call with a key that can be used ends with one of the
+// kinds Executed, Replayed, Refused and Failed, but for a [Lookup] that finds nothing; the others come in
+// between.
 type Event struct {
 	Kind    EventKind
 	Key     Key
 	Attempt int           // which run of the handler this call is at, from 1; 0 before the first
 	Took    time.Duration // since the call began
-	Err     error         // of Refused, Failed, Retried and Blocked
+	Err     error         // of Refused, Failed and Retried; what the caller gets, but for Retried
 }
 
 // EventKind says what happened.
@@ -47,14 +48,26 @@ func (c *call[TX]) tell(kind EventKind, err error) {
 
 // ended reports the end of the call.
 func (c *call[TX]) ended(rec record, err error) {
+	c.told = true
 	switch {
 	case err == nil && rec.own:
 		c.tell(Executed, nil)
 	case err == nil:
 		c.tell(Replayed, nil)
-	case errors.Is(err, ErrRefused):
+	case rec.state == stateRefused:
 		c.tell(Refused, err)
 	default:
 		c.tell(Failed, err)
+	}
+}
+
+var errPanicked = errors.New("handler panicked")
+
+// panicking reports a call that a panic or runtime.Goexit goes through. Use: defer c.panicking()().
+func (c *call[TX]) panicking() func() {
+	return func() {
+		if !c.told {
+			c.tell(Failed, errPanicked)
+		}
 	}
 }

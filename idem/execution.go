@@ -9,6 +9,9 @@ import (
 	"github.com/pgonce/pgonce/internal/pg"
 )
 
+// unanswered is how long a COMMIT may take before this process stops answering for its key.
+const unanswered = time.Second
+
 // execution is one run of the handler, in the transaction that holds the key's lock.
 type execution[TX any] struct {
 	call  *call[TX]
@@ -75,6 +78,8 @@ func (e *execution[TX]) outlasted() bool {
 
 // commit ends a run that went well, and sorts out one that only seemed to.
 func (e *execution[TX]) commit(ctx context.Context, result []byte) (record, error) {
+	// Whoever comes while the answer to COMMIT is awaited for long asks the server.
+	defer time.AfterFunc(unanswered, e.turn.pass).Stop()
 	err := e.tx.Commit(ctx, e.call.insertStmt(e.attempt, stateDone, e.guard.start, result))
 	switch {
 	case err == nil:
@@ -139,7 +144,7 @@ func (e *execution[TX]) refuse(ctx context.Context, value []byte, err error) (re
 		return record{}, err
 	}
 	if how == lost {
-		return record{}, fmt.Errorf("%w: not stored: %w", pg.ErrTxLost, err)
+		return record{}, fmt.Errorf("%w: not stored: %w", pg.ErrTxLost, unmarked(err))
 	}
 	return e.call.storeRefusal(ctx, e.attempt, packRefusal(err.Error(), value))
 }

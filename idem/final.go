@@ -11,7 +11,7 @@ import (
 
 // Final makes an error of a handler the answer of its key. What the handler wrote is rolled
 // back, and the refusal is stored: this caller and every repeat get a [*RefusedError] with the
-// error's text, together with the value that the handler returned beside it. The handler does not
+// error's text, together with the value that the handler returned beside it, if that can be stored. The handler does not
 // run again for the key, so use it for what no repeat can change ("the account is closed"), and
 // not for what may be otherwise tomorrow.
 //
@@ -55,11 +55,15 @@ func isFinal(err error) bool {
 	return !isContextEnd(h.err) && !errors.Is(h.err, ErrRetryTx)
 }
 
-// packRefusal is what is stored of a refusal: the reason with its length, then the value as the
-// codec encoded it.
+// packRefusal is what is stored of a refusal: the reason with its length, then 1 and the value as the
+// codec encoded it, or nothing where there is none.
 func packRefusal(reason string, value []byte) []byte {
-	buf := binary.AppendUvarint(make([]byte, 0, len(reason)+len(value)+4), uint64(len(reason)))
-	return append(append(buf, reason...), value...)
+	buf := binary.AppendUvarint(make([]byte, 0, len(reason)+len(value)+5), uint64(len(reason)))
+	buf = append(buf, reason...)
+	if value == nil {
+		return buf
+	}
+	return append(append(buf, 1), value...)
 }
 
 func unpackRefusal(data []byte) (reason string, value []byte, err error) {
@@ -68,5 +72,8 @@ func unpackRefusal(data []byte) (reason string, value []byte, err error) {
 	if size <= 0 || n > uint64(len(rest)) {
 		return "", nil, errors.New("stored refusal is damaged")
 	}
-	return string(rest[:n]), rest[n:], nil
+	if reason, rest = string(rest[:n]), rest[n:]; len(rest) == 0 {
+		return reason, nil, nil
+	}
+	return reason, rest[1:], nil
 }

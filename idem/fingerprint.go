@@ -6,7 +6,8 @@ import (
 )
 
 // Fingerprint is what makes two uses of a key the same request. Every verb asks for one, so
-// that going without is a decision which a reviewer can see. It is stored as a digest of
+// that going without is a decision which a reviewer can see. Repeats are only compared with fingerprints of the same kind:
+// while keys of an operation live, changing its kind lets other requests pass under them, with a warning to [Config.Logger]. It is stored as a digest of
 // 128 bits with the version of its algorithm.
 type Fingerprint struct {
 	version int64
@@ -43,9 +44,9 @@ func (f Fingerprint) check() error {
 	return nil
 }
 
-// matches compares with a stored fingerprint. known is false when one of the two was
-// made by an algorithm that this code does not have: a request must not be refused because
-// of a deploy, so such a pair counts as a match that deserves a warning.
+// matches compares with a stored fingerprint. known is false when the two were made by different
+// algorithms, so that they cannot be compared: a request must not be refused because of a deploy, so
+// such a pair counts as a match that deserves a warning.
 func (f Fingerprint) matches(version int64, sum []byte) (same, known bool) {
 	switch {
 	case f.version == fpNone || version == fpNone:

@@ -57,7 +57,8 @@ type Op struct {
 	RememberFor time.Duration
 
 	// Wait is how long [Do] waits for another caller that executes the key. After that it
-	// returns [ErrInFlight]. Defaults to 0: at once. The end of ctx ends the wait in any case.
+	// returns [ErrInFlight]. Defaults to 0: at once; 24 hours are the most on the server. The end of ctx ends
+	// the wait in any case, with the ctx's error or ErrInFlight.
 	Wait time.Duration
 
 	// Isolation is the level of Do's transaction. Defaults to [ReadCommitted], whatever the
@@ -108,7 +109,8 @@ func (k Key) ID() string { return k.id }
 
 // LikelyReplay is the same key with a hint: this is probably a repeat (a redelivered message, an
 // attempt after the first). [Do] then looks for the answer before it opens a transaction,
-// which saves the transaction if there is one and costs a round trip if not.
+// which saves the transaction if there is one and costs a round trip if not. The hint is no part of the key's
+// identity, but of the value: compare keys by [Key.Compare], not by ==.
 func (k Key) LikelyReplay() Key {
 	k.likelyReplay = true
 	return k

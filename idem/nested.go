@@ -2,6 +2,8 @@ package idem
 
 import (
 	"context"
+	"fmt"
+	"reflect"
 	"sync/atomic"
 )
 
@@ -11,13 +13,14 @@ type handlerKey struct{}
 type frame struct {
 	outer    *frame
 	key      Key
+	store    any // two stores may have one key in two databases
 	identity identity
 	over     atomic.Bool // the handler has returned; its ctx may live on
 }
 
 // inside is ctx for this call's handler, until the frame is over.
 func (c *call[TX]) inside(ctx context.Context) (context.Context, *frame) {
-	f := &frame{outer: handlerOf(ctx), key: c.key, identity: c.key.identity(c.store.cfg.Schema)}
+	f := &frame{outer: handlerOf(ctx), key: c.key, store: c.store, identity: c.key.identity(c.store.cfg.Schema)}
 	return context.WithValue(ctx, handlerKey{}, f), f
 }
 
@@ -30,12 +33,55 @@ func handlerOf(ctx context.Context) *frame {
 	return f
 }
 
-// executes reports whether one of the handlers around ctx executes the key.
-func (f *frame) executes(key identity) bool {
+// within reports whether f is o, or around it.
+func (f *frame) within(o *frame) bool {
 	for ; f != nil; f = f.outer {
-		if f.identity == key {
+		if f == o {
 			return true
 		}
 	}
 	return false
+}
+
+// reentrant reports whether a handler around this one executes the same key.
+func (f *frame) reentrant() bool {
+	for o := f.outer; o != nil; o = o.outer {
+		if o.store == f.store && o.identity == f.identity {
+			return true
+		}
+	}
+	return false
+}
+
+// enterTx lets one call at a time into a transaction, and those that its handler makes. Two that
+// ran side by side would share a savepoint, and undo each other's effects. leave must be
+// called at the end.
+func (c *call[TX]) enterTx(f *frame, tx TX) (leave func(), err error) {
+	if f.reentrant() {
+		return nil, ErrReentrant
+	}
+	if !reflect.TypeOf(tx).Comparable() {
+		return func() { f.over.Store(true) }, nil // somebody's own type, which cannot be told from others
+	}
+	s := c.store
+	s.txMu.Lock()
+	defer s.txMu.Unlock()
+	current := s.inTx[any(tx)]
+	if current != nil && !f.outer.within(current) {
+		return nil, fmt.Errorf("%w: another call executes in it; one at a time, and pass on the handler's ctx", ErrTxUnusable)
+	}
+	if s.inTx == nil {
+		s.inTx = map[any]*frame{}
+	}
+	s.inTx[any(tx)] = f
+	return func() {
+		f.over.Store(true)
+		s.txMu.Lock()
+		defer s.txMu.Unlock()
+		if current == nil {
+			delete(s.inTx, any(tx))
+		} else {
+			s.inTx[any(tx)] = current
+		}
+	}, nil
 }

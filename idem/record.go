@@ -69,12 +69,6 @@ func (c *call[TX]) lookup(ctx context.Context) (rec record, err error) {
 	if _, err = c.store.ready(ctx); err == nil {
 		rec, err = c.look(ctx)
 	}
-	if err == nil && rec.rows > 0 {
-		rec, err = c.answer(rec)
-	}
-	if err != nil || rec.rows > 0 {
-		c.ended(rec, err)
-	}
 	return rec, err
 }
 

@@ -2,7 +2,6 @@ package idem
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"time"
 
@@ -27,6 +26,7 @@ const (
 func (e *execution[TX]) resolve(ctx context.Context, result []byte, lost error) (record, error) {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), resolveWithin)
 	defer cancel()
+	e.turn.pass() // this may take long, and others may find out sooner
 	for {
 		rec, standby, err := e.call.await(ctx, resolveWait)
 		switch {
@@ -36,19 +36,19 @@ func (e *execution[TX]) resolve(ctx context.Context, result []byte, lost error) 
 		case err == nil && rec.rows > 0:
 			return rec, nil
 		case err == nil && !standby:
-			return record{}, fmt.Errorf("%w: resolved after: %w", pg.ErrTxLost, lost)
+			return record{}, fmt.Errorf("%w: resolved after: %v", pg.ErrTxLost, lost) //nolint:errorlint // it is known now
 		case pg.Code(err) == pg.CodeLockTimeout:
 			err = e.terminate(ctx)
 		}
 		if !e.again(ctx, err) {
-			return record{}, errors.Join(lost, err)
+			return record{}, fmt.Errorf("%w; then: %v", lost, err) //nolint:errorlint // what the last try met is no fact about the outcome
 		}
 	}
 }
 
 // again pauses before the next look, and says no when there is no time or no sense in one.
 func (e *execution[TX]) again(ctx context.Context, err error) bool {
-	if pg.Rejected(err) {
+	if pg.Rejected(err) && !isStale(err) {
 		return false
 	}
 	timer := time.NewTimer(resolvePause)

@@ -13,14 +13,16 @@ import (
 // that a consumer of messages needs whose effect is in that transaction too. seen is true only
 // when the transaction that remembered the key has committed, or is this one.
 //
-// seen is false for exactly one transaction that commits. While another transaction is about to remember
+// seen is true for a key that a handler of Do has refused, too. It is false for exactly one transaction that commits. While another transaction is about to remember
 // the key, it is [ErrInFlight], at once, and the caller's transaction stays usable: roll it
-// back, and let the message come again. There is no result, and no fingerprint; [Op.RememberFor] applies.
+// back, and let the message come again. It waits for nobody but a refusal that is being stored in this
+// moment. There is no result, and no fingerprint; [Op.RememberFor] applies. [Do] gets [ErrExpired] for
+// the key, as for any that is done and has no result.
 //
 // A transaction that takes several keys should sort them (slices.SortFunc with [Key.Compare]), so that
 // two of them cannot refuse each other for ever.
 //
-// Errors: [ErrInvalidKey], [ErrInFlight], [ErrRetryTx], [ErrUnknownOutcome], [ErrReadOnly],
+// Errors: [ErrInvalidKey], [ErrInFlight], [ErrReentrant], [ErrTxUnusable], [ErrRetryTx], [ErrUnknownOutcome], [ErrReadOnly],
 // [ErrSchema], [ErrUnavailable].
 //
 // Cost: 1 round trip on pgx; on database/sql 1 for a new key and 2 for a known one. A new key writes one
@@ -32,22 +34,29 @@ func (s *Store[TX]) SeenTx(ctx context.Context, tx TX, key Key) (seen bool, err 
 		err = errors.New("nil transaction")
 	}
 	var rec record
-	if err == nil {
-		rec, err = c.seen(ctx, s.db.Tx(tx))
-		c.ended(rec, err)
-	}
 	if err != nil {
 		return false, publish("seen", key, err)
 	}
-	return !rec.own, nil
+	if rec, err = c.seen(ctx, tx); err != nil {
+		err = publish("seen", key, err)
+	}
+	c.ended(rec, err)
+	return err == nil && !rec.own, err
 }
 
 // seen inserts the record if the key's lock is free. Whoever else inserts this record holds the lock
 // until its transaction ends. So the INSERT waits for nobody, and a record in its way is committed,
 // or our own.
-func (c *call[TX]) seen(ctx context.Context, tx pg.TxQuerier) (rec record, err error) {
-	if err := c.store.readyTx(ctx, tx); err != nil {
+func (c *call[TX]) seen(ctx context.Context, handle TX) (rec record, err error) {
+	_, frame := c.inside(ctx)
+	leave, err := c.enterTx(frame, handle)
+	if err != nil {
 		return record{}, err
+	}
+	defer leave()
+	tx := c.store.db.Tx(handle)
+	if err := c.store.readyTx(ctx, tx); err != nil {
+		return record{}, c.explain(err)
 	}
 	var inserted int64
 	insert := pg.Stmt{

@@ -13,7 +13,7 @@ import (
 // stored, a repeat could execute the key again.
 func (c *call[TX]) block(ctx context.Context) error {
 	for n := 1; ; n++ {
-		_, err := c.storeSettled(ctx, newAttempt(), stateUnknown, nil)
+		_, err := c.storeSettled(ctx, c.store.db.Pool(), newAttempt(), stateUnknown, nil)
 		if err == nil {
 			c.tell(Blocked, nil)
 		}
@@ -25,7 +25,10 @@ func (c *call[TX]) block(ctx context.Context) error {
 
 // blocked is the error of a handler that ended its transaction, after blocking its key.
 func (c *call[TX]) blocked(ctx context.Context, cause error) error {
-	err := c.block(ctx)
+	return errBlocked(cause, c.block(ctx))
+}
+
+func errBlocked(cause, err error) error {
 	if err != nil {
 		err = fmt.Errorf("the key could not be blocked, a repeat may execute it again: %w", err)
 	}
@@ -38,7 +41,7 @@ func (c *call[TX]) blocked(ctx context.Context, cause error) error {
 func (c *call[TX]) storeRefusal(ctx context.Context, attempt int64, data []byte) (record, error) {
 	tctx, cancel := pg.TripContext(ctx)
 	defer cancel()
-	at, err := c.storeSettled(tctx, attempt, stateRefused, data)
+	at, err := c.storeSettled(tctx, c.store.db.Pool(), attempt, stateRefused, data)
 	if err == nil && !at.IsZero() {
 		return c.ownRecord(attempt, stateRefused, at, data), nil
 	}
@@ -56,15 +59,15 @@ func (c *call[TX]) storeRefusal(ctx context.Context, attempt int64, data []byte)
 	return record{}, fmt.Errorf("%w: the refusal is not stored, nothing was done: %w", ErrUnavailable, errors.Join(err, lookErr))
 }
 
-// storeSettled inserts a record without an effect, in a transaction of its own, and returns when
+// storeSettled inserts a record without an effect, outside any transaction, and returns when
 // that was. If there is a record already, it stands, and the time is zero.
-func (c *call[TX]) storeSettled(ctx context.Context, attempt, state int64, data []byte) (at time.Time, err error) {
+func (c *call[TX]) storeSettled(ctx context.Context, q pg.Querier, attempt, state int64, data []byte) (at time.Time, err error) {
 	replay, remember := seconds(c.op.ReplayFor), seconds(c.op.RememberFor)
 	if state == stateUnknown {
 		replay, remember = seconds(Forever), seconds(Forever)
 	}
 	var rows int64
-	err = c.store.db.Pool().Run(ctx, pg.Stmt{
+	err = q.Run(ctx, pg.Stmt{
 		SQL: c.store.sql.insertSettled,
 		Args: []any{
 			attempt, replay, remember, state, c.fp.version,

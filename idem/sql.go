@@ -63,15 +63,21 @@ RETURNING created_at`
 	// transaction ends.
 	sqlLock = `SELECT pg_advisory_xact_lock($1::bigint)`
 
-	// sqlLockTimeout bounds, in ms, what the statements after it wait; makes the server notice, while
-	// they wait, that the client is gone; and says whether this is a standby, whose answers prove nothing.
+	// sqlLockTimeout bounds, in ms, what the statements after it wait, by this alone and not by a
+	// statement_timeout of the role; makes the server notice, while they wait, that the client is gone; and says
+	// whether this is a standby, whose answers prove nothing.
 	sqlLockTimeout = `
-SELECT set_config('lock_timeout', $1::text, true), set_config('client_connection_check_interval', $2::text, true), pg_is_in_recovery()`
+SELECT set_config('lock_timeout', $1::text, true), set_config('statement_timeout', '0', true),
+       set_config('client_connection_check_interval', $2::text, true), pg_is_in_recovery()`
 
-	// sqlKeepLockTimeout and sqlRestoreLockTimeout bracket sqlLockTimeout where a handler's
+	// sqlKeepTimeouts and sqlRestoreTimeouts bracket sqlLockTimeout where a handler's
 	// statements come after it in the same transaction: they are to wait as their role has it.
-	sqlKeepLockTimeout    = `SELECT set_config('pgonce.lock_timeout', current_setting('lock_timeout'), true)`
-	sqlRestoreLockTimeout = `SELECT set_config('lock_timeout', current_setting('pgonce.lock_timeout'), true)`
+	sqlKeepTimeouts = `
+SELECT set_config('pgonce.lock_timeout', current_setting('lock_timeout'), true),
+       set_config('pgonce.statement_timeout', current_setting('statement_timeout'), true)`
+	sqlRestoreTimeouts = `
+SELECT set_config('lock_timeout', current_setting('pgonce.lock_timeout'), true),
+       set_config('statement_timeout', current_setting('pgonce.statement_timeout'), true)`
 
 	// sqlTerminate ends the backend of a lost connection of ours, so that its transaction
 	// is over. It must be that very transaction: the pid alone may be somebody else's by

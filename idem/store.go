@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"sync"
 	"sync/atomic"
 
 	"github.com/pgonce/pgonce/internal/pg"
@@ -31,7 +32,8 @@ type Config struct {
 	Codec Codec
 
 	// Observe is told what becomes of each call, for metrics and traces. It runs on the caller's
-	// goroutine, when the call's transaction is over, so it should be quick. Defaults to nothing.
+	// goroutine, when no transaction of ours is open; for DoTx and SeenTx, the caller's is. So it should be
+	// quick, and must not touch that. Defaults to nothing.
 	Observe func(Event)
 
 	// Logger gets a line for what deserves a look but does not stop a call. Defaults to
@@ -48,6 +50,9 @@ type Store[TX any] struct {
 	sql     statements
 	checked atomic.Pointer[server] // what the first call has found out
 	queue   queue
+
+	txMu sync.Mutex
+	inTx map[any]*frame // by transaction, the innermost call that executes in it
 
 	schemaChecked atomic.Bool  // by a call in a transaction, which does not probe the server
 	waiters       atomic.Int64 // calls that hold a connection only to wait
@@ -138,6 +143,8 @@ func (s *Store[TX]) inspect(ctx context.Context) (*server, error) {
 	switch {
 	case pg.Rejected(err):
 		srv.checkInterval = "0"
+	case err != nil && ctx.Err() != nil:
+		return nil, fmt.Errorf("%w: %w: %w", ErrUnavailable, context.Cause(ctx), err)
 	case err != nil:
 		return nil, fmt.Errorf("%w: %w", ErrUnavailable, err)
 	}

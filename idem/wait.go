@@ -37,7 +37,7 @@ func (c *call[TX]) wait(ctx context.Context, attempt int) (rec record, patience 
 	switch {
 	case pg.Code(err) == pg.CodeLockTimeout:
 		return record{}, 0, ErrInFlight
-	case errors.Is(err, pg.ErrTxLost): // only the wait was; the next attempt finds out more
+	case ctx.Err() == nil && (errors.Is(err, pg.ErrTxLost) || isStale(err)): // only the wait was lost; the next attempt finds out more
 		return record{}, 0, nil
 	case err != nil:
 		return record{}, 0, pg.ExplainSchema(c.store.cfg.Schema, err)
@@ -99,10 +99,10 @@ func (c *call[TX]) await(ctx context.Context, most time.Duration) (rec record, s
 // patientStmts go before the guard, and wait for the lock that it tries.
 func (c *call[TX]) patientStmts(most time.Duration) []pg.Stmt {
 	return []pg.Stmt{
-		{SQL: sqlKeepLockTimeout, Dest: []any{new(string)}},
+		{SQL: sqlKeepTimeouts, Dest: []any{new(string), new(string)}},
 		c.lockTimeoutStmt(most, new(bool)),
 		{SQL: sqlLock, Args: []any{c.lock()}},
-		{SQL: sqlRestoreLockTimeout, Dest: []any{new(string)}},
+		{SQL: sqlRestoreTimeouts, Dest: []any{new(string), new(string)}},
 	}
 }
 
@@ -111,7 +111,7 @@ func (c *call[TX]) lockTimeoutStmt(most time.Duration, standby *bool) pg.Stmt {
 	return pg.Stmt{
 		SQL:  sqlLockTimeout,
 		Args: []any{strconv.FormatInt(ms, 10), c.server.checkInterval},
-		Dest: []any{new(string), new(string), standby},
+		Dest: []any{new(string), new(string), new(string), standby},
 	}
 }
 

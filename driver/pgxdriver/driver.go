@@ -50,6 +50,13 @@ func (d *Driver) Pool() pg.Querier { return poolQuerier{d.pool} }
 // Tx implements the seam.
 func (d *Driver) Tx(tx pgx.Tx) pg.TxQuerier { return txQuerier{tx} }
 
+// Spoil implements the seam. The server rolls back when it finds the socket closed.
+func (d *Driver) Spoil(tx pgx.Tx) {
+	if conn := tx.Conn(); conn != nil {
+		closeNow(conn)
+	}
+}
+
 // Session implements the seam. The connection is dialled beside the pool, with
 // the pool's own settings and hooks, so that a lock never takes one of the
 // connections that the application counts on.

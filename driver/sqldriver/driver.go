@@ -74,6 +74,9 @@ func (d *Driver[TX]) Pool() pg.Querier { return poolQuerier{d.db} }
 // Tx implements the seam.
 func (d *Driver[TX]) Tx(tx TX) pg.TxQuerier { return querier{q: tx} }
 
+// Spoil implements the seam. It closes rows that were left open, as the package's own Rollback does.
+func (d *Driver[TX]) Spoil(tx TX) { _ = tx.Rollback() }
+
 // Session implements the seam. It takes a connection out of the pool for as long
 // as it lives: database/sql has no other way to come by one.
 func (d *Driver[TX]) Session(ctx context.Context) (pg.Session, error) {

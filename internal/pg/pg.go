@@ -115,6 +115,10 @@ type Driver[TX any] interface {
 	// back or closes it.
 	Tx(tx TX) TxQuerier
 
+	// Spoil makes sure that the caller's transaction cannot be committed any more. It is for one
+	// that holds what could not be undone. It may take its connection with it.
+	Spoil(tx TX)
+
 	// Begin opens a transaction that we own and runs the first statements in it;
 	// on pgx that is one round trip. The ctx bounds the wait for a connection and,
 	// when it ends before the server has answered, gives the connection up; it is
