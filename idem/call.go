@@ -1,7 +1,6 @@
 package idem
 
 import (
-	"bytes"
 	"context"
 	"crypto/rand"
 	"encoding/binary"
@@ -60,8 +59,7 @@ func (c *call[TX]) do(ctx context.Context, run handler[TX]) (rec record, err err
 	case v.lead != nil:
 		rec, err = c.lead(ctx, v.lead, run)
 	default:
-		rec, err = v.rec, v.err
-		rec.result = bytes.Clone(rec.result) // a codec may make what it decodes share these bytes
+		rec, err = v.rec.forOthers(), v.err
 	}
 	return rec, err
 }

@@ -1,6 +1,7 @@
 package idem
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -37,9 +38,11 @@ func (c *call[TX]) lookupStmt(r *record) pg.Stmt {
 	}
 }
 
-// forOthers is the record as callers see it that did not store it.
+// forOthers is the record as callers see it that did not store it. A codec may make what it decodes share
+// the stored bytes, so nobody gets those of somebody else.
 func (r record) forOthers() record {
 	r.own = false
+	r.result = bytes.Clone(r.result)
 	return r
 }
 

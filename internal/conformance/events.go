@@ -58,6 +58,13 @@ func idemEvents[TX any](t *testing.T, c Client[TX]) {
 			_, _, _ = idem.Lookup[string](t.Context(), b.keys, refund.Key("m1", "r6"), a)
 		}, nil},
 		{"looked up", func() { _, _, _ = idem.Lookup[string](t.Context(), b.keys, refund.Key("m1", "r1"), a) }, []idem.EventKind{idem.Replayed}},
+		{"panic", func() {
+			defer func() { _ = recover() }()
+			call("r9", a, func(context.Context, TX) (string, error) { panic("boom") })
+		}, []idem.EventKind{idem.Failed}},
+		{"undecodable", func() {
+			_, _ = idem.Do(t.Context(), b.keys, refund.Key("m1", "r1"), a, func(context.Context, TX) (int, error) { return 0, nil })
+		}, []idem.EventKind{idem.Failed}},
 		{"invalid key", func() { call("", a, b.effect("x")) }, nil}, // never became a call
 		{"in a transaction", func() {
 			tx := b.open("")

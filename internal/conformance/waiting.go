@@ -176,25 +176,28 @@ func idemWaitersAreFew[TX any](t *testing.T, c Client[TX]) {
 	b.effects(6)
 }
 
-// The end of a wait leaves the handler's own lock_timeout as the role has it.
-func idemWaitKeepsLockTimeout[TX any](t *testing.T, c Client[TX]) {
+// A wait is bounded by Op.Wait and not by the role's time-outs, and leaves these to the handler.
+func idemWaitKeepsTimeouts[TX any](t *testing.T, c Client[TX]) {
 	db := pgtest.New(t)
-	db.Exec(t, effects+fmt.Sprintf(`; ALTER DATABASE %q SET lock_timeout = '1234ms'`, db.Name))
+	db.Exec(t, effects+fmt.Sprintf(`; ALTER DATABASE %[1]q SET lock_timeout = '1234ms'; ALTER DATABASE %[1]q SET statement_timeout = '1s'`, db.Name))
 	b := at(t, c, db, c.Open(t, db, 1), nil)
 	other := b.other(1)
 	letGo, done := b.hold("r1", errRefused)
 	timeouts := make(chan error, 1)
 	go func() {
 		_, err := idem.Do(t.Context(), other.keys, patient.Key("m1", "r1"), idem.NoFingerprint(), func(ctx context.Context, tx TX) (string, error) {
-			return "", b.Exec(ctx, tx, `INSERT INTO effect VALUES (current_setting('lock_timeout'))`)
+			return "", b.Exec(ctx, tx, `INSERT INTO effect VALUES (current_setting('lock_timeout') || current_setting('statement_timeout'))`)
 		})
 		timeouts <- err
 	}()
 	pgtest.Eventually(t, "the other process waits", func() bool { return b.waiting() == 1 })
+	pgtest.Eventually(t, "it has waited for longer than a statement of the role may take", func() bool {
+		return db.Int(t, `SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event = 'advisory' AND query_start < clock_timestamp() - interval '1100 ms'`) == 1
+	})
 	letGo()
 	wantErr(t, <-done, errRefused)
 	noErr(t, <-timeouts)
-	wantInt(t, "handlers with the role's lock_timeout", db.Int(t, `SELECT count(*) FROM effect WHERE name = '1234ms'`), 1)
+	wantInt(t, "handlers with the role's time-outs", db.Int(t, `SELECT count(*) FROM effect WHERE name = '1234ms1s'`), 1)
 }
 
 // A storm from two processes with patience: nobody has to ask twice.

@@ -135,6 +135,9 @@ func (p *Proxy) Arm(pid int64, kind Kind) {
 	p.armed[uint32(pid)] = kind
 }
 
+// Refuse lets no new connection in from here on, as a server that is gone.
+func (p *Proxy) Refuse() { _ = p.listener.Close() }
+
 func (p *Proxy) accept() {
 	for {
 		client, err := p.listener.Accept()
