@@ -103,7 +103,7 @@ func outcome[T, TX any](verb string, c *call[TX], rec record, err error, value T
 	}
 	if refused := rec.state == stateRefused; err == nil || refused {
 		res = Result[T]{Value: value, Replayed: !rec.own, FirstAt: rec.createdAt}
-		if !rec.own && !(refused && rec.result == nil) {
+		if !rec.own && (!refused || rec.result != nil) {
 			value, bad := decode[T](c.store.cfg.Codec, rec.result)
 			if err = errors.Join(err, bad); bad != nil && !refused {
 				res, rec = Result[T]{}, record{}
