@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"fmt"
@@ -37,17 +38,27 @@ func newShop(t *testing.T) *shop {
 	return &shop{db, g.pool, service}
 }
 
+const reference = "X-Reference" // of the request, for tell
+
 // bankSays starts a bank that answers by fn.
 func bankSays(t *testing.T, fn http.HandlerFunc) *payment.Bank {
 	t.Helper()
-	srv := httptest.NewServer(fn)
+	srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		body, _ := io.ReadAll(r.Body)
+		var asked struct{ Reference string }
+		_ = json.Unmarshal(body, &asked)
+		r.Header.Set(reference, asked.Reference)
+		r.Body = io.NopCloser(bytes.NewReader(body))
+		fn(w, r)
+	}))
 	t.Cleanup(srv.Close)
 	return payment.NewBank(srv.URL)
 }
 
-func tell(w http.ResponseWriter, status int, body string) {
+// tell answers a request, with its reference where body is an object.
+func tell(w http.ResponseWriter, r *http.Request, status int, body string) {
 	w.WriteHeader(status)
-	_, _ = io.WriteString(w, body) // the client may have given up
+	_, _ = io.WriteString(w, strings.Replace(body, `{"`, fmt.Sprintf(`{"reference": %q, "`, r.Header.Get(reference)), 1)) // the client may have given up
 }
 
 // work runs a queue. Payouts have a pool of their own, so that its connections can be told from the queue's.
@@ -157,7 +168,7 @@ func TestStatus(t *testing.T) {
 	if code, body := get("m1", "k1"); code != http.StatusOK || body != `{"state":"requested"}` {
 		t.Errorf("got %d %s", code, body)
 	}
-	s.work(t, bankSays(t, func(w http.ResponseWriter, _ *http.Request) { tell(w, http.StatusOK, `{"serial": "B7"}`) }))
+	s.work(t, bankSays(t, func(w http.ResponseWriter, r *http.Request) { tell(w, r, http.StatusOK, `{"serial": "B7"}`) }))
 	s.awaitJobs(t)
 	if code, body := get("m1", "k1"); code != http.StatusOK || body != `{"state":"paid","bank_serial":"B7"}` {
 		t.Errorf("got %d %s", code, body)
@@ -185,7 +196,7 @@ func TestBankIsAskedOutsideTransactions(t *testing.T) {
 			http.Error(w, "not now", http.StatusInternalServerError)
 			return
 		}
-		tell(w, http.StatusOK, `{"serial": "B1"}`)
+		tell(w, r, http.StatusOK, `{"serial": "B1"}`)
 	}))
 	s.awaitJobs(t)
 	if calls.Load() != 4 || open.Load() != 0 {
@@ -215,10 +226,10 @@ func TestRefusalGivesBackOnce(t *testing.T) {
 	s.deliver(t, "k1")
 	var together sync.WaitGroup
 	together.Add(2)
-	s.work(t, bankSays(t, func(w http.ResponseWriter, _ *http.Request) {
+	s.work(t, bankSays(t, func(w http.ResponseWriter, r *http.Request) {
 		together.Done() // a third call would panic
 		together.Wait()
-		tell(w, http.StatusUnprocessableEntity, `{"reason": "account closed"}`)
+		tell(w, r, http.StatusUnprocessableEntity, `{"reason": "account closed"}`)
 	}))
 	s.awaitJobs(t)
 	s.deliver(t, "k1") // settled: the bank is not asked
@@ -244,15 +255,15 @@ func TestContradictionIsPutAside(t *testing.T) {
 	var calls atomic.Int64
 	var together sync.WaitGroup
 	together.Add(2)
-	s.work(t, bankSays(t, func(w http.ResponseWriter, _ *http.Request) {
+	s.work(t, bankSays(t, func(w http.ResponseWriter, r *http.Request) {
 		n := calls.Add(1)
 		together.Done()
 		together.Wait()
 		if n == 1 {
-			tell(w, http.StatusOK, `{"serial": "B1"}`)
+			tell(w, r, http.StatusOK, `{"serial": "B1"}`)
 			return
 		}
-		tell(w, http.StatusUnprocessableEntity, `{"reason": "account closed"}`)
+		tell(w, r, http.StatusUnprocessableEntity, `{"reason": "account closed"}`)
 	}))
 	s.awaitJobs(t)
 	if n := s.db.Int(t, `SELECT count(*) FROM shop_queue.river_job WHERE state = 'cancelled'`); n != 1 {
@@ -266,15 +277,33 @@ func TestContradictionIsPutAside(t *testing.T) {
 // A bank whose answer cannot be read has said nothing.
 func TestUnreadableAnswersAreNoAnswers(t *testing.T) {
 	t.Parallel()
-	for _, answer := range []string{"", "{", `{"serial": ""}`, `{"reason": "x"}`} {
-		b := bankSays(t, func(w http.ResponseWriter, _ *http.Request) { tell(w, http.StatusOK, answer) })
+	for _, answer := range []string{"", "{", `{"serial": ""}`, `{"reason": "x"}`, `["serial"]`} {
+		b := bankSays(t, func(w http.ResponseWriter, r *http.Request) { tell(w, r, http.StatusOK, answer) })
 		if d, err := b.Pay(t.Context(), payment.Transfer{}); err == nil {
 			t.Errorf("%q was taken for %+v", answer, d)
 		}
 	}
-	b := bankSays(t, func(w http.ResponseWriter, _ *http.Request) { http.Error(w, "{}", http.StatusUnprocessableEntity) })
+	b := bankSays(t, func(w http.ResponseWriter, r *http.Request) { tell(w, r, http.StatusUnprocessableEntity, `{"x": ""}`) })
 	if d, err := b.Pay(t.Context(), payment.Transfer{}); err == nil {
 		t.Errorf("a refusal without a reason was taken for %+v", d)
+	}
+}
+
+// A bank that answers twice: its second answer is read as that to the next request on the connection, which
+// it knows nothing of.
+func TestSecondAnswerIsNoAnswerToTheNext(t *testing.T) {
+	t.Parallel()
+	var first atomic.Value
+	b := bankSays(t, func(w http.ResponseWriter, r *http.Request) {
+		first.CompareAndSwap(nil, r.Header.Get(reference))
+		r.Header.Set(reference, first.Load().(string))
+		tell(w, r, http.StatusOK, `{"serial": "B1"}`)
+	})
+	if d, err := b.Pay(t.Context(), payment.Transfer{Reference: "R1"}); err != nil || d.Serial != "B1" {
+		t.Errorf("got %+v, %v", d, err)
+	}
+	if d, err := b.Pay(t.Context(), payment.Transfer{Reference: "R2"}); err == nil {
+		t.Errorf("the answer about R1 was taken for one about R2: %+v", d)
 	}
 }
 
@@ -293,7 +322,7 @@ func TestForgedMessageIsPutAside(t *testing.T) {
 	if _, err := jobs.Insert(t.Context(), forged, nil); err != nil {
 		t.Fatal(err)
 	}
-	s.work(t, bankSays(t, func(w http.ResponseWriter, _ *http.Request) { tell(w, http.StatusOK, `{"serial": "B1"}`) }))
+	s.work(t, bankSays(t, func(w http.ResponseWriter, r *http.Request) { tell(w, r, http.StatusOK, `{"serial": "B1"}`) }))
 	s.awaitJobs(t)
 	rows, _ := s.pool.Query(t.Context(), `SELECT metadata -> 'output' FROM shop_queue.river_job WHERE state = 'cancelled' AND kind = $1`, forged.Kind())
 	output, err := pgx.CollectExactlyOneRow(rows, pgx.RowTo[payment.Outcome])

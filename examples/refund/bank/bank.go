@@ -118,15 +118,15 @@ func (b *Bank) decide(o Order) decision {
 	d, known := b.ledger[o.Reference]
 	switch {
 	case known && d.order != o:
-		return decision{o, http.StatusConflict, map[string]string{"reason": "the reference belongs to another payment"}}
+		return decision{o, http.StatusConflict, map[string]string{"reference": o.Reference, "reason": "the reference belongs to another payment"}}
 	case known:
 		return d
 	case strings.HasPrefix(o.Account, ClosedAccount):
-		d = decision{o, http.StatusUnprocessableEntity, map[string]string{"reason": "account closed"}}
+		d = decision{o, http.StatusUnprocessableEntity, map[string]string{"reference": o.Reference, "reason": "account closed"}}
 	default:
 		serial := fmt.Sprintf("B%08d", len(b.payments)+1)
 		b.payments = append(b.payments, Payment{o, serial})
-		d = decision{o, http.StatusOK, map[string]string{"serial": serial}}
+		d = decision{o, http.StatusOK, map[string]string{"reference": o.Reference, "serial": serial}}
 	}
 	b.ledger[o.Reference] = d
 	return d

@@ -75,18 +75,25 @@ func (b *Bank) Pay(ctx context.Context, t Transfer) (Decision, error) {
 	if err != nil {
 		return Decision{}, fmt.Errorf("bank: %w", err)
 	}
-	var answer struct{ Serial, Reason string }
-	switch res.StatusCode {
-	case http.StatusOK:
-		if err := json.Unmarshal(data, &answer); err != nil || answer.Serial == "" {
-			return Decision{}, fmt.Errorf("bank: paid, but how: %q", data)
-		}
+	return read(t, res.StatusCode, data)
+}
+
+// read takes the bank at its word only about the transfer that was asked for. A bank that answers twice can
+// have its second answer read as that to the next request on the connection.
+func read(t Transfer, status int, data []byte) (Decision, error) {
+	var answer struct{ Reference, Serial, Reason string }
+	if status != http.StatusOK && status != http.StatusUnprocessableEntity {
+		return Decision{}, fmt.Errorf("bank: status %d: %.200s", status, data)
+	}
+	switch err := json.Unmarshal(data, &answer); {
+	case err != nil:
+		return Decision{}, fmt.Errorf("bank: %w: %.200q", err, data)
+	case answer.Reference != t.Reference:
+		return Decision{}, fmt.Errorf("bank: asked about %s, answered about %.50q", t.Reference, answer.Reference)
+	case status == http.StatusOK && answer.Serial != "":
 		return Decision{Paid: true, Serial: answer.Serial}, nil
-	case http.StatusUnprocessableEntity:
-		if err := json.Unmarshal(data, &answer); err != nil || answer.Reason == "" {
-			return Decision{}, fmt.Errorf("bank: refused, but why: %q", data)
-		}
+	case status == http.StatusUnprocessableEntity && answer.Reason != "":
 		return Decision{Reason: answer.Reason}, nil
 	}
-	return Decision{}, fmt.Errorf("bank: status %d: %.200s", res.StatusCode, data)
+	return Decision{}, fmt.Errorf("bank: decided, but what: %.200q", data)
 }
