@@ -28,7 +28,7 @@ integration: ## what needs more than this machine's Postgres: a container engine
 
 lint: ## golangci-lint with the project's rules, and tidy modules
 	@set -e; for m in $(MODULES); do echo "== lint $$m"; \
-		(cd $$m && go mod tidy -diff && $(GOLANGCI) run --config $(CURDIR)/.golangci.yml ./...); done
+		(cd $$m && go mod tidy -diff && $(GOLANGCI) run --allow-parallel-runners --config $(CURDIR)/.golangci.yml ./...); done
 
 fmt: ## format the code as lint wants it
 	@set -e; for m in $(MODULES); do (cd $$m && $(GOLANGCI) fmt --config $(CURDIR)/.golangci.yml ./...); done
