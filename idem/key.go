@@ -3,13 +3,10 @@ package idem
 import (
 	"bytes"
 	"cmp"
-	"crypto/sha256"
-	"encoding/binary"
 	"encoding/hex"
 	"fmt"
 	"math"
 	"time"
-	"unicode/utf8"
 
 	"github.com/pgonce/pgonce/internal/pg"
 )
@@ -93,7 +90,7 @@ func (o Op) Key(scope, id string) Key { return Key{op: o, scope: scope, id: id} 
 // start: [ErrInvalidKey].
 func (o Op) Validate() error {
 	if err := o.Key("scope", "id").check(); err != nil {
-		return fmt.Errorf("idem: validate operation %s: %w", printable(o.Name), err)
+		return fmt.Errorf("idem: validate operation %s: %w", pg.Printable(o.Name), err)
 	}
 	return nil
 }
@@ -132,17 +129,7 @@ func (k Key) identity(schema string) identity {
 // String is for logs and errors. It shows the scope and the operation but only a
 // digest of the id, which is often somebody's secret.
 func (k Key) String() string {
-	return fmt.Sprintf("%s/%s#%s", printable(k.scope), printable(k.op.Name), hex.EncodeToString(k.digest()[:4]))
-}
-
-// printable shows what it can of a part that may have been refused.
-func printable(s string) string {
-	const most = 64
-	if len(s) > most {
-		s = s[:most] + "..."
-	}
-	quoted := fmt.Sprintf("%q", s)
-	return quoted[1 : len(quoted)-1]
+	return fmt.Sprintf("%s/%s#%s", pg.Printable(k.scope), pg.Printable(k.op.Name), hex.EncodeToString(k.digest()[:4]))
 }
 
 // resolved is the operation with its defaults filled in.
@@ -169,7 +156,7 @@ func (k Key) check() error {
 		most        int
 	}{{"operation", k.op.Name, MaxOpName}, {"scope", k.scope, MaxScope}, {"id", k.id, MaxID}}
 	for _, p := range parts {
-		if reason := fault(p.value, p.most); reason != "" {
+		if reason := pg.Fault(p.value, p.most); reason != "" {
 			return &KeyError{Part: p.name, Reason: reason}
 		}
 	}
@@ -186,28 +173,10 @@ func (k Key) check() error {
 	return nil
 }
 
-// fault says what is wrong with a part of a key, or nothing.
-func fault(s string, most int) string {
-	switch {
-	case s == "":
-		return "is empty"
-	case len(s) > most:
-		return fmt.Sprintf("has %d bytes, the limit is %d", len(s), most)
-	case !utf8.ValidString(s):
-		return "is not valid UTF-8"
-	}
-	for i, r := range s {
-		if r < 0x20 || r >= 0x7f && r < 0xa0 {
-			return fmt.Sprintf("has the control character %U at byte %d", r, i)
-		}
-	}
-	return ""
-}
-
 // digest is what the record is stored under, beside the scope. The parts are
 // length-prefixed, so no two pairs run together to the same bytes. Frozen.
 func (k Key) digest() []byte {
-	sum := hashParts(k.op.Name, k.id)
+	sum := pg.HashParts(k.op.Name, k.id)
 	return sum[:16]
 }
 
@@ -215,15 +184,5 @@ func (k Key) digest() []byte {
 // needless wait and nothing else, since the primary key decides. Frozen: processes of
 // two releases must agree on it.
 func (k Key) lock(schema string) int64 {
-	sum := hashParts("pgonce.idem", schema, k.scope, k.op.Name, k.id)
-	return int64(binary.BigEndian.Uint64(sum[:8])) //nolint:gosec // a bit pattern, not a number
-}
-
-func hashParts(parts ...string) [sha256.Size]byte {
-	var buf []byte
-	for _, p := range parts {
-		buf = binary.BigEndian.AppendUint64(buf, uint64(len(p)))
-		buf = append(buf, p...)
-	}
-	return sha256.Sum256(buf)
+	return pg.LockNumber("pgonce.idem", schema, k.scope, k.op.Name, k.id)
 }
