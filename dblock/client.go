@@ -78,13 +78,21 @@ func (cfg *Config) resolved() (Config, error) {
 	return c, nil
 }
 
-// Client gives out locks of one schema of one database.
+// Client gives out locks of one schema of one database. It owns the connections that hold them, a few for
+// thousands of locks. On pgx they are beside the caller's pool, on database/sql they come out of it and stay out.
+// Safe for concurrent use. Close it when done.
 type Client[TX any] struct {
-	db  pg.Driver[TX]
-	cfg Config
+	db     pg.Driver[TX]
+	engine *engine
 }
 
-// New makes a client over a driver: pgxdriver.New(pool), sqldriver.New(db) or sqlxdriver.New(db).
+// New makes a client over a driver: pgxdriver.New(pool), sqldriver.New(db) or sqlxdriver.New(db). It opens
+// two connections for a moment to find out whether locks hold here, and one to stay.
+//
+// Errors: [ErrSchema], [ErrUnavailable], [ErrReadOnly] on a standby, [ErrSessionNotPinned] behind a pooler in
+// transaction mode, [ErrUnsupported] where advisory locks do not exclude, [ErrCapacity] for a MaxLocks beyond the
+// server's room. It never falls back to another kind of lock: two processes on different kinds would not
+// exclude each other.
 func New[TX any](ctx context.Context, db pg.Driver[TX], cfg *Config) (*Client[TX], error) {
 	if db == nil {
 		return nil, errors.New("dblock: new: nil driver: pass pgxdriver.New(pool), sqldriver.New(db) or sqlxdriver.New(db)")
@@ -96,5 +104,61 @@ func New[TX any](ctx context.Context, db pg.Driver[TX], cfg *Config) (*Client[TX
 	if err != nil {
 		return nil, fmt.Errorf("dblock: new: %w", err)
 	}
-	return &Client[TX]{db: db, cfg: resolved}, pg.CheckSchema(ctx, db.Pool(), resolved.Schema)
+	c := &Client[TX]{db: db, engine: newEngine(ctx, db.Session, resolved)}
+	if err := c.start(ctx); err != nil {
+		return nil, fmt.Errorf("dblock: new: %w", errors.Join(err, c.engine.close(context.WithoutCancel(ctx))))
+	}
+	return c, nil
+}
+
+// start probes the server, sets the budget and connects the first shard.
+func (c *Client[TX]) start(ctx context.Context) error {
+	f, err := c.verify(ctx)
+	if err != nil {
+		return err
+	}
+	e := c.engine
+	e.budget = e.cfg.MaxLocks
+	if e.budget == 0 {
+		e.budget = int(f.room / budgetFraction)
+	}
+	s, err := e.connect(ctx, false)
+	if err != nil {
+		return err
+	}
+	e.mu.Lock()
+	defer e.unlock()
+	s.begin()
+	e.shards = append(e.shards, s)
+	return nil
+}
+
+// Verify checks again, on connections of its own, what [New] has checked: the schema, the server and what is
+// between here and there. Same errors. Six round trips and more, two connections for a moment.
+func (c *Client[TX]) Verify(ctx context.Context) error {
+	if _, err := c.verify(ctx); err != nil {
+		return fmt.Errorf("dblock: verify: %w", err)
+	}
+	return nil
+}
+
+func (c *Client[TX]) verify(ctx context.Context) (facts, error) {
+	if err := pg.CheckSchema(ctx, c.db.Pool(), c.engine.cfg.Schema); err != nil {
+		return facts{}, err
+	}
+	f, err := c.engine.probe(ctx)
+	if err == nil && int64(c.engine.cfg.MaxLocks) > f.room {
+		err = fmt.Errorf("%w: Config.MaxLocks is %d, the server has room for %d", ErrCapacity, c.engine.cfg.MaxLocks, f.room)
+	}
+	return f, err
+}
+
+// Close refuses new callers and those that wait ([ErrClosed]), ends the context of every lock that is held, gives
+// all of them back and closes the client's connections. It returns when that is done, or when ctx ends; then the rest is
+// done behind its back. It may be called again.
+func (c *Client[TX]) Close(ctx context.Context) error {
+	if err := c.engine.close(ctx); err != nil {
+		return fmt.Errorf("dblock: close: %w", err)
+	}
+	return nil
 }

@@ -1,8 +1,10 @@
 package dblock
 
 import (
+	"context"
 	"errors"
 	"fmt"
+	"os"
 	"time"
 
 	"github.com/pgonce/pgonce/internal/pg"
@@ -121,4 +123,35 @@ func (e *LostError) Unwrap() []error {
 		return []error{ErrLost}
 	}
 	return []error{ErrLost, e.Err}
+}
+
+// publicError is what the caller of a verb is told.
+func publicError(err error) error {
+	switch {
+	case err == nil:
+		return ErrNotAcquired
+	case pg.Code(err) == pg.CodeOutOfMemory:
+		return fmt.Errorf("%w: the server has no room for locks left; raise max_locks_per_transaction: %w", ErrCapacity, err)
+	case pg.Code(err) == pg.CodeDeadlock:
+		return fmt.Errorf("%w: %w", ErrDeadlock, err)
+	case pg.Rejected(err), errors.Is(err, ErrClosed), errors.Is(err, ErrSchema):
+		return err
+	}
+	return unavailable(err)
+}
+
+// unavailable marks an error that came with the end of a connection, or instead of one.
+func unavailable(err error) error {
+	if errors.Is(err, ErrUnavailable) {
+		return err
+	}
+	return fmt.Errorf("%w: %w", ErrUnavailable, err)
+}
+
+// lossKind tells silence from an end of the connection.
+func lossKind(err error) LossKind {
+	if errors.Is(err, context.DeadlineExceeded) || errors.Is(err, os.ErrDeadlineExceeded) {
+		return LostSilence
+	}
+	return LostConnection
 }

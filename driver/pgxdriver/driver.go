@@ -11,6 +11,7 @@ import (
 	"errors"
 	"fmt"
 	"iter"
+	"syscall"
 
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgxpool"
@@ -87,6 +88,17 @@ func (s *session) Run(ctx context.Context, st pg.Stmt) error { return run(ctx, s
 func (s *session) Query(ctx context.Context, sql string, args ...any) iter.Seq2[pg.Scan, error] {
 	return query(ctx, s.conn, sql, args)
 }
+
+func (s *session) RunAll(ctx context.Context, stmts ...pg.Stmt) error {
+	if len(stmts) == 1 {
+		return run(ctx, s.conn, stmts[0])
+	}
+	var b pgx.Batch
+	queue(&b, stmts)
+	return mapError(s.conn.SendBatch(ctx, &b).Close())
+}
+
+func (s *session) Socket() syscall.RawConn { return pgerr.Socket(s.conn) }
 
 func (s *session) Cancel(ctx context.Context) error { return s.conn.PgConn().CancelRequest(ctx) }
 

@@ -12,7 +12,9 @@ import (
 	"errors"
 	"fmt"
 	"iter"
+	"syscall"
 
+	"github.com/jackc/pgx/v5"
 	"github.com/pgonce/pgonce/driver/internal/pgerr"
 	"github.com/pgonce/pgonce/internal/pg"
 )
@@ -97,6 +99,17 @@ type session struct {
 	db   *sql.DB
 	conn *sql.Conn
 	pid  int64
+}
+
+// Socket is known of pgx only.
+func (s *session) Socket() (socket syscall.RawConn) {
+	_ = s.conn.Raw(func(c any) error {
+		if c, ok := c.(interface{ Conn() *pgx.Conn }); ok {
+			socket = pgerr.Socket(c.Conn())
+		}
+		return nil
+	})
+	return socket
 }
 
 // Cancel needs a second connection, since database/sql does not know the protocol's cancel key.

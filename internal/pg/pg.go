@@ -12,6 +12,7 @@ package pg
 import (
 	"context"
 	"iter"
+	"syscall"
 	"time"
 )
 
@@ -170,7 +171,13 @@ type OwnedTx[TX any] interface {
 
 // Session is one connection of our own.
 type Session interface {
-	Querier
+	// RunAll outside a transaction is one round trip on pgx, in an implicit transaction, and on
+	// database/sql one each: only for statements that do not care.
+	TxQuerier
+
+	// Socket is the connection's socket, for those who want to know when the server closes it; nil where
+	// the client library does not give it away. Nobody may read from it, write to it or close it.
+	Socket() syscall.RawConn
 
 	// Cancel asks the server to cancel the statement that runs on this session.
 	// The answer of that statement, not of Cancel, tells what happened.

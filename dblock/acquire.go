@@ -1,0 +1,145 @@
+package dblock
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+)
+
+// Acquire waits for the lock until ctx ends. In this process callers wait in memory, first come first
+// served; between processes one of them waits in the server's queue.
+//
+// Errors: [ErrNotAcquired], which matches the ctx's error too, when ctx has ended; [ErrInvalidKey],
+// [ErrReentrant], [ErrCapacity], [ErrCollision], [ErrDeadlock], [ErrUnavailable], [ErrClosed]. With an error
+// nothing is held.
+//
+// Cost: a round trip for a free key, shared with other callers; three and a connection for one that another process
+// holds; none for one that is handed over in this process. One lock on the server.
+func (c *Client[TX]) Acquire(ctx context.Context, key Key, cfg *LockConfig) (*Lock[TX], error) {
+	return c.acquire(ctx, context.WithoutCancel(ctx), key, cfg, true)
+}
+
+// TryAcquire takes the lock if it is free, and never waits for a holder: [ErrNotAcquired]. Otherwise it is
+// [Client.Acquire]. It waits for one round trip, but not beyond the end of ctx.
+func (c *Client[TX]) TryAcquire(ctx context.Context, key Key, cfg *LockConfig) (*Lock[TX], error) {
+	return c.acquire(ctx, context.WithoutCancel(ctx), key, cfg, false)
+}
+
+// AcquireAll acquires several locks, all or none, as [Client.Acquire] does each, in an order that is the same for
+// all callers, so that they cannot deadlock with each other. The locks come in the order of the keys. A key that
+// is named twice is refused ([ErrInvalidKey]).
+func (c *Client[TX]) AcquireAll(ctx context.Context, keys []Key, cfg *LockConfig) (Locks[TX], error) {
+	order := make([]int, len(keys))
+	for i := range order {
+		order[i] = i
+	}
+	slices.SortFunc(order, func(a, b int) int { return cmp.Compare(c.engine.number(keys[a]), c.engine.number(keys[b])) })
+	for i := 1; i < len(order); i++ {
+		if keys[order[i]] == keys[order[i-1]] {
+			return nil, fmt.Errorf("dblock: acquire all: %w", &KeyError{Part: "key", Reason: "is named twice: " + keys[order[i]].String()})
+		}
+	}
+	locks := make(Locks[TX], len(keys))
+	for _, i := range order {
+		lock, err := c.Acquire(ctx, keys[i], cfg)
+		if err != nil {
+			locks = slices.DeleteFunc(locks, func(l *Lock[TX]) bool { return l == nil })
+			return nil, errors.Join(err, locks.Release(ctx))
+		}
+		locks[i] = lock
+	}
+	return locks, nil
+}
+
+// Locks are several locks that were acquired together.
+type Locks[TX any] []*Lock[TX]
+
+// Release releases them all, as [Lock.Release] does each.
+func (l Locks[TX]) Release(ctx context.Context) error {
+	errs := make([]error, len(l))
+	for i, lock := range l {
+		errs[i] = lock.Release(ctx)
+	}
+	return errors.Join(errs...)
+}
+
+// Do runs fn while it holds the lock, and releases it however fn ends. The ctx of fn is the lock's
+// ([Lock.Context]), and ends with Do's, too. It returns fn's error, joined with [ErrLost] if the lock was lost
+// before fn returned: then somebody else may have run meanwhile, whatever fn returned.
+func (c *Client[TX]) Do(ctx context.Context, key Key, fn func(ctx context.Context, lock *Lock[TX]) error) error {
+	lock, err := c.acquire(ctx, ctx, key, nil, true)
+	if err != nil {
+		return err
+	}
+	defer func() { _ = lock.Release(ctx) }() // also when fn panics; after the other one it does nothing
+	err = fn(lock.Context(), lock)
+	return errors.Join(err, lock.Release(ctx))
+}
+
+func (c *Client[TX]) acquire(ctx, parent context.Context, key Key, cfg *LockConfig, patient bool) (*Lock[TX], error) {
+	r := &request{parent: parent, key: key, patient: patient, answer: make(chan answer, 1)}
+	if cfg != nil {
+		r.cfg = *cfg
+	}
+	t, err := c.engine.acquire(ctx, r)
+	if err != nil {
+		verb := "acquire"
+		if !patient {
+			verb = "try acquire"
+		}
+		return nil, fmt.Errorf("dblock: %s %s: %w", verb, key, err)
+	}
+	return &Lock[TX]{client: c, tenure: t}, nil
+}
+
+func (e *engine) acquire(ctx context.Context, r *request) (*tenure, error) {
+	if err := r.key.Validate(); err != nil {
+		return nil, err
+	}
+	if r.cfg.Expect < 0 {
+		return nil, errors.New("negative LockConfig.Expect")
+	}
+	if ctx.Err() != nil {
+		return nil, fmt.Errorf("%w: %w", ErrNotAcquired, context.Cause(ctx))
+	}
+	e.mu.Lock()
+	if e.heldBy(ctx, e.number(r.key)) {
+		e.unlock()
+		return nil, ErrReentrant
+	}
+	r.began = e.now()
+	err := e.enter(r)
+	e.unlock()
+	if err != nil {
+		return nil, err
+	}
+	select {
+	case a := <-r.answer:
+		return a.tenure, a.err
+	case <-ctx.Done():
+		return nil, e.giveUp(ctx, r)
+	}
+}
+
+// giveUp takes a request back. A lock that was granted in this moment is given back, for others to have.
+func (e *engine) giveUp(ctx context.Context, r *request) error {
+	e.mu.Lock()
+	defer e.unlock()
+	err := fmt.Errorf("%w: %w", ErrNotAcquired, context.Cause(ctx))
+	select {
+	case a := <-r.answer:
+		if a.tenure != nil && a.tenure.check() == nil {
+			a.tenure.leave()
+		}
+		return err
+	default:
+	}
+	if en := e.entries[e.number(r.key)]; en != nil && slices.Contains(e.parked, en) {
+		err = fmt.Errorf("%w: all %d connections for waiting are in use (Config.MaxWaiters): %w", ErrCapacity, e.cfg.MaxWaiters, err)
+	}
+	e.leave(r)
+	e.tell(Event{Kind: Refused, Key: r.key, Took: e.now() - r.began, Err: err})
+	return err
+}

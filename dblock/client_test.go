@@ -1,0 +1,132 @@
+//go:build unix
+
+package dblock_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgxpool"
+	"github.com/pgonce/pgonce/dblock"
+	"github.com/pgonce/pgonce/driver/pgxdriver"
+	"github.com/pgonce/pgonce/internal/pgtest"
+)
+
+func key(id string) dblock.Key { return dblock.Key{Space: "order", ID: id} }
+
+// bench is a database with one pool, over which every client of a test is made: each client has sessions of
+// its own, as a process has.
+type bench struct {
+	*pgtest.DB
+	pool *pgxpool.Pool
+}
+
+func newBench(t *testing.T) bench {
+	t.Helper()
+	db := pgtest.New(t)
+	return bench{db, db.Pool(t)}
+}
+
+// client is closed at the end of the test, which fails if that does not go well.
+func (b bench) client(t *testing.T, cfg *dblock.Config) *dblock.Client[pgx.Tx] {
+	t.Helper()
+	return clientOf(t, b.pool, cfg)
+}
+
+func clientOf(t *testing.T, pool *pgxpool.Pool, cfg *dblock.Config) *dblock.Client[pgx.Tx] {
+	t.Helper()
+	c, err := dblock.New(t.Context(), pgxdriver.New(pool), cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
+		defer cancel()
+		if err := c.Close(ctx); err != nil {
+			t.Error(err)
+		}
+	})
+	return c
+}
+
+func within(t *testing.T) context.Context {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), 60*time.Second)
+	t.Cleanup(cancel)
+	return ctx
+}
+
+func acquire(t *testing.T, c *dblock.Client[pgx.Tx], id string, cfg *dblock.LockConfig) *dblock.Lock[pgx.Tx] {
+	t.Helper()
+	l, err := c.Acquire(within(t), key(id), cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return l
+}
+
+func release(t *testing.T, l *dblock.Lock[pgx.Tx]) {
+	t.Helper()
+	if err := l.Release(t.Context()); err != nil {
+		t.Error(err)
+	}
+}
+
+// Callers in several clients, as in several processes, take turns on a few keys: never two at once, and
+// tokens that grow.
+func TestStorm(t *testing.T) {
+	t.Parallel()
+	b := newBench(t)
+	const clients, callers, keys, rounds = 4, 6, 3, 40
+	var inside [keys]atomic.Int64
+	var last [keys]atomic.Int64
+	var wg sync.WaitGroup
+	for range clients {
+		c := b.client(t, nil)
+		for caller := range callers {
+			wg.Go(func() {
+				for i := range rounds {
+					k := (caller + i) % keys
+					l, err := c.Acquire(within(t), key(fmt.Sprint(k)), nil)
+					if err != nil {
+						t.Error(err)
+						return
+					}
+					if n := inside[k].Add(1); n != 1 {
+						t.Errorf("%d inside", n)
+					}
+					if token := int64(l.Token()); last[k].Swap(token) >= token {
+						t.Error("tokens went backwards")
+					}
+					inside[k].Add(-1)
+					release(t, l)
+				}
+			})
+		}
+	}
+	wg.Wait()
+}
+
+func TestTryNeverWaits(t *testing.T) {
+	t.Parallel()
+	bench := newBench(t)
+	a, b := bench.client(t, nil), bench.client(t, nil)
+	l := acquire(t, a, "1", nil)
+	for _, c := range []*dblock.Client[pgx.Tx]{a, b} {
+		if _, err := c.TryAcquire(within(t), key("1"), nil); !errors.Is(err, dblock.ErrNotAcquired) {
+			t.Errorf("got %v", err)
+		}
+	}
+	release(t, l)
+	l, err := b.TryAcquire(within(t), key("1"), nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	release(t, l)
+}

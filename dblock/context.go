@@ -1,0 +1,52 @@
+package dblock
+
+import "context"
+
+// lockContext is the ctx of a tenure. Its Err asks the clock: when a process wakes up from a freeze,
+// goroutines may run before the timer that would have told them.
+type lockContext struct {
+	context.Context
+	cancel context.CancelCauseFunc
+	tenure *tenure
+	outer  *lockContext // of the tenure in whose work this one was acquired
+}
+
+type heldKey struct{}
+
+func newLockContext(parent context.Context, t *tenure) *lockContext {
+	c := &lockContext{tenure: t}
+	c.Context, c.cancel = context.WithCancelCause(parent)
+	c.outer, _ = parent.Value(heldKey{}).(*lockContext)
+	return c
+}
+
+// Err implements context.Context.
+func (c *lockContext) Err() error {
+	if err := c.Context.Err(); err != nil {
+		return err
+	}
+	e := c.tenure.engine
+	e.mu.Lock()
+	_ = c.tenure.check() // which ends the ctx if the lock is lost
+	e.unlock()
+	return c.Context.Err()
+}
+
+// Value implements context.Context.
+func (c *lockContext) Value(key any) any {
+	if key == (heldKey{}) {
+		return c
+	}
+	return c.Context.Value(key)
+}
+
+// heldBy reports whether ctx comes from the work of a tenure of this number that lasts. The mutex is held.
+func (e *engine) heldBy(ctx context.Context, number int64) bool {
+	c, _ := ctx.Value(heldKey{}).(*lockContext)
+	for ; c != nil; c = c.outer {
+		if c.tenure.engine == e && c.tenure.over == nil && c.tenure.hold.entry.number == number {
+			return true
+		}
+	}
+	return false
+}

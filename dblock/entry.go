@@ -1,0 +1,283 @@
+package dblock
+
+import (
+	"context"
+	"fmt"
+	"slices"
+	"time"
+)
+
+// entry is a key in use by this process: held, asked for, or wanted. The table has one entry for a
+// number, and an entry one request on the server at a time. That is what makes many callers on one
+// session safe, to whom the server would give one lock twice.
+type entry struct {
+	number int64
+	key    Key
+	phase  phase
+	hold   *hold      // what the server has granted
+	line   []*request // who wants it, first come first served
+	waiter *session   // of the sessions for waiting, the one that waits for the key or holds it
+}
+
+// phase is what an entry has on the server at the moment.
+type phase int
+
+const (
+	quiet   phase = iota // nothing: free or held
+	asking               // a try, or a give-back, on its way: a round trip
+	queuing              // a wait in the server's queue
+	parking              // wants a connection for waiting
+)
+
+// request is a caller that wants a lock.
+type request struct {
+	parent  context.Context // of the tenure's ctx
+	key     Key
+	cfg     LockConfig
+	patient bool // waits
+	tries   int  // round trips that were lost, or held up for no good reason
+	asked   bool // and somebody had it
+	began   time.Duration
+	answer  chan answer // has room for the one it gets
+}
+
+type answer struct {
+	tenure *tenure
+	err    error
+}
+
+// hold is one grant of the server. Callers of this process that follow each other within it have tokens of
+// its block.
+type hold struct {
+	entry    *entry
+	session  *session
+	shared   bool
+	sequence int64
+	local    int           // tenures so far, less one
+	since    time.Duration // when hand-overs began to count
+	handed   int           // hand-overs since then
+	fenced   bool          // a transaction of the caller's may outlive the tenure, so there are no heirs
+	closing  bool          // others queue for it: no more joins
+	tenures  []*tenure
+	leavers  []chan error // who wait until it is given back
+}
+
+// refuse answers a request with an error. It must be out of its line, or the line gone.
+func (e *engine) refuse(r *request, err error) {
+	r.answer <- answer{err: err}
+	e.tell(Event{Kind: Refused, Key: r.key, Took: e.now() - r.began, Err: err})
+}
+
+// enter puts a request into its line.
+func (e *engine) enter(r *request) error {
+	if e.closed {
+		return ErrClosed
+	}
+	number := e.number(r.key)
+	en := e.entries[number]
+	if en == nil {
+		en = &entry{number: number, key: r.key}
+		e.entries[number] = en
+	} else if en.key != r.key {
+		return fmt.Errorf("%w: %s and %s", ErrCollision, en.key, r.key)
+	}
+	en.line = append(en.line, r)
+	e.advance(en)
+	return nil
+}
+
+// leave takes a request out of its line, if it is still there.
+func (e *engine) leave(r *request) {
+	en := e.entries[e.number(r.key)]
+	if en == nil {
+		return
+	}
+	en.line = slices.DeleteFunc(en.line, func(o *request) bool { return o == r })
+	if len(en.line) > 0 {
+		return
+	}
+	switch en.phase {
+	case queuing:
+		if en.waiter != nil {
+			e.interrupt(en.waiter)
+		}
+	case parking:
+		e.unpark(en)
+		en.phase = quiet
+		e.advance(en)
+	case quiet, asking:
+	}
+}
+
+// advance does for an entry what can be done: grants what is held, refuses those who do not wait, gives back
+// what nobody wants, asks for what is wanted. Whoever changes an entry calls it.
+func (e *engine) advance(en *entry) {
+	if en.hold != nil && !en.hold.session.alive() {
+		e.lose(en.hold.session, LostSilence, nil) // which comes back here
+		return
+	}
+	for len(en.line) > 0 && e.admits(en, en.line[0]) {
+		r := en.line[0]
+		en.line = en.line[1:]
+		e.grant(en.hold, r)
+	}
+	switch {
+	case en.phase == asking:
+		return
+	case en.phase != quiet || en.hold != nil && len(en.hold.tenures) > 0:
+		e.turnAway(en)
+		if en.phase == quiet && len(en.line) > 0 && en.hold.mayPeek(en.line[0]) {
+			e.peek(en)
+		}
+	case en.hold != nil:
+		e.drop(en)
+	case len(en.line) == 0:
+		delete(e.entries, en.number)
+	default:
+		e.ask(en)
+	}
+}
+
+// turnAway refuses those who do not wait, unless the one in front may still get in.
+func (e *engine) turnAway(en *entry) {
+	for i := 0; i < len(en.line); {
+		r := en.line[i]
+		if r.patient || i == 0 && en.phase == quiet && en.hold.mayPeek(r) {
+			i++
+			continue
+		}
+		en.line = slices.Delete(en.line, i, i+1)
+		e.refuse(r, ErrNotAcquired)
+	}
+}
+
+// admits reports whether the hold has room for one more tenure: a hand-over, or another shared one.
+func (e *engine) admits(en *entry, r *request) bool {
+	h := en.hold
+	if en.phase != quiet || h == nil || h.shared != r.cfg.Shared || h.fenced || h.closing || !h.session.alive() {
+		return false
+	}
+	if len(h.tenures) > 0 && !h.shared {
+		return false
+	}
+	return h.local < 0 || h.local < maxLocal && h.handed < e.limits.handOvers && e.now()-h.since < e.limits.handOver
+}
+
+// mayPeek reports whether a shared hold that takes no more tenures by itself could after a look at the
+// server's queue.
+func (h *hold) mayPeek(r *request) bool {
+	return h != nil && h.shared && r.cfg.Shared && !h.fenced && !h.closing && h.local < maxLocal
+}
+
+// grant makes a tenure of the hold.
+func (e *engine) grant(h *hold, r *request) {
+	if h.local++; h.local > 0 {
+		h.handed++
+	}
+	t := newTenure(e, h, r)
+	h.tenures = append(h.tenures, t)
+	e.tell(Event{Kind: Acquired, Key: r.key, Token: t.token, Took: e.now() - r.began})
+	r.answer <- answer{tenure: t}
+}
+
+// granted makes a hold of what the server has given.
+func (e *engine) granted(en *entry, s *session, shared bool, sequence int64) {
+	h := &hold{entry: en, session: s, shared: shared, sequence: sequence, local: -1, since: e.now()}
+	en.hold, en.phase = h, quiet
+	s.holds[h] = struct{}{}
+	if !s.alive() { // the answer took longer than the server's patience may have
+		e.lose(s, LostSilence, nil)
+		return
+	}
+	e.advance(en)
+}
+
+// ask asks the server for the key of a free entry: one try, together with those of other keys; after that a
+// wait in the server's queue.
+func (e *engine) ask(en *entry) {
+	r := en.line[0]
+	if e.used >= e.budget {
+		en.line = en.line[1:]
+		e.refuse(r, fmt.Errorf("%w: this client has %d locks on the server: see Config.MaxLocks", ErrCapacity, e.used))
+		e.advance(en)
+		return
+	}
+	e.used++
+	if r.asked {
+		e.queue(en)
+		return
+	}
+	e.try(en, r)
+}
+
+// try asks for the key on a shard.
+func (e *engine) try(en *entry, r *request) {
+	en.phase = asking
+	shared := r.cfg.Shared
+	e.place(&op{kind: opTake, number: en.number, shared: shared, done: func(s *session, res result) {
+		en.phase = quiet
+		if res.err == nil && res.got == 1 {
+			e.granted(en, s, shared, res.sequence)
+			return
+		}
+		e.used--
+		e.notGranted(en, r, res)
+	}})
+}
+
+// notGranted goes on after a try that failed. The request may have left meanwhile.
+func (e *engine) notGranted(en *entry, r *request, res result) {
+	again := res.err == errGone || res.got < 0 && r.cfg.Shared //nolint:errorlint // it is never wrapped
+	switch {
+	case again && r.tries < 3:
+		r.tries++
+	case res.err == nil && r.patient:
+		r.asked = true
+	case len(en.line) > 0 && en.line[0] == r:
+		en.line = en.line[1:]
+		e.refuse(r, publicError(res.err))
+	}
+	e.advance(en)
+}
+
+// peek asks whether somebody queues for an exclusive lock where shared ones are held: if nobody does,
+// there may be more of them. The question goes to another session than the one that holds the
+// lock, to which the server would say yes in any case.
+func (e *engine) peek(en *entry) {
+	h := en.hold
+	en.phase = asking
+	e.place(&op{kind: opPeek, number: en.number, not: h.session, done: func(_ *session, res result) {
+		en.phase = quiet
+		if res.err == nil && res.got == 1 {
+			h.since, h.handed = e.now(), 0
+		} else {
+			h.closing = true
+		}
+		e.advance(en)
+	}})
+}
+
+// drop gives a hold back that has no tenure any more.
+func (e *engine) drop(en *entry) {
+	h := en.hold
+	en.hold, en.phase = nil, asking
+	delete(h.session.holds, h)
+	e.send(h.session, &op{kind: opDrop, number: en.number, shared: h.shared, done: func(s *session, res result) {
+		e.used--
+		en.phase = quiet
+		h.left(res.err)
+		if s.waiter && en.waiter == s {
+			e.dropped(en, s)
+			return
+		}
+		e.advance(en)
+	}})
+}
+
+// left tells those who wait for it that the hold is given back, or what else has become of it.
+func (h *hold) left(err error) {
+	for _, word := range h.leavers {
+		word <- err
+	}
+	h.leavers = nil
+}

@@ -1,0 +1,57 @@
+package dblock
+
+import (
+	"context"
+	"fmt"
+
+	"github.com/pgonce/pgonce/internal/pg"
+)
+
+// FenceTx makes the lock's protection last as long as the caller's transaction: until that ends, nobody gets
+// the lock who is excluded by it, whatever becomes of this process, its lock and its connections. So a write
+// of a holder who has lost the lock never lands: either FenceTx says [ErrLost], or the successor waits.
+//
+// Begin the transaction after Acquire, and call FenceTx before the first statement whose effect or answer depends on the
+// lock. Rolling back to a savepoint from before the call drops the fence. It must run on the database that gave the lock.
+//
+// Errors: [ErrLost], [ErrNotHeld]; roll the transaction back then. A lock that was fenced is never handed over in memory.
+//
+// Cost: a round trip on the transaction's connection; two advisory locks until it ends. It never waits and writes nothing.
+func (l *Lock[TX]) FenceTx(ctx context.Context, tx TX) error {
+	t := l.tenure
+	if err := t.fence(ctx, l.client.db.Tx(tx)); err != nil {
+		return fmt.Errorf("dblock: fence %s: %w", t.key, err)
+	}
+	return nil
+}
+
+func (t *tenure) fence(ctx context.Context, tx pg.Querier) error {
+	e := t.engine
+	e.mu.Lock()
+	err := t.check()
+	if err == nil {
+		t.hold.fenced = true // before the fence is there: the hold may be given back while it is on its way
+	}
+	e.unlock()
+	if err != nil {
+		return err
+	}
+	companion := t.hold.entry.number ^ companionExclusive
+	if t.shared {
+		companion = t.hold.entry.number ^ companionShared
+	}
+	var verdict string
+	err = tx.Run(ctx, pg.Stmt{SQL: sqlFence, Args: []any{companion, t.hold.session.alone}, Dest: []any{&verdict}})
+	switch {
+	case err != nil:
+		return err
+	case verdict == "ok":
+		return nil
+	}
+	e.mu.Lock()
+	defer e.unlock()
+	if t.over == nil { // the server knows better: all that this session held is gone
+		e.lose(t.hold.session, LostFence, nil)
+	}
+	return t.over
+}

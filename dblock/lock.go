@@ -1,0 +1,189 @@
+package dblock
+
+import (
+	"context"
+	"fmt"
+	"slices"
+	"time"
+)
+
+// LockConfig tunes one acquisition. A nil *LockConfig is an exclusive lock.
+type LockConfig struct {
+	// Shared asks for a lock that others may share, and that excludes exclusive ones.
+	Shared bool
+
+	// Expect is how long the lock is meant to be held. A holder that takes longer is reported, once, to
+	// [Config.Logger] and [Config.Observe], and keeps the lock. Defaults to no expectation.
+	Expect time.Duration
+}
+
+// Lock is a lock that is held, or was. Release it when done. Safe for concurrent use.
+type Lock[TX any] struct {
+	client *Client[TX]
+	tenure *tenure
+}
+
+// tenure is one caller's time with a lock.
+type tenure struct {
+	engine  *engine
+	hold    *hold
+	key     Key
+	shared  bool
+	token   Token
+	ctx     *lockContext
+	granted time.Duration
+	overrun *time.Timer
+
+	// Under the engine's mutex.
+	over error         // nil while it lasts: ErrNotHeld, or a *LostError
+	left chan struct{} // closed when the release is over; nil before it began
+	err  error         // of the release
+}
+
+func newTenure(e *engine, h *hold, r *request) *tenure {
+	t := &tenure{
+		engine: e, hold: h, key: r.key, shared: r.cfg.Shared, granted: e.now(),
+		token: newToken(h.session.epoch, h.sequence, h.local),
+	}
+	t.ctx = newLockContext(r.parent, t)
+	if r.cfg.Expect > 0 {
+		t.overrun = time.AfterFunc(r.cfg.Expect, t.reportOverrun)
+	}
+	return t
+}
+
+// Key is what is locked.
+func (l *Lock[TX]) Key() Key { return l.tenure.key }
+
+// Token is the lock's fencing token.
+func (l *Lock[TX]) Token() Token { return l.tenure.token }
+
+// Context is for the work that the lock is for. It ends when the lock is lost, and then its cause
+// (context.Cause) is a [*LostError]; and when it is released, with the cause [ErrNotHeld]. It keeps
+// the values of the ctx of Acquire but not its end. Its Err asks the clock, so work that has been frozen
+// finds out before it does anything else.
+func (l *Lock[TX]) Context() context.Context { return l.tenure.ctx }
+
+// Remaining is for how long the lock is good if the server does not answer any more. It is 0 when the
+// lock is lost or released. While all is well it is renewed long before.
+func (l *Lock[TX]) Remaining() time.Duration {
+	e := l.tenure.engine
+	e.mu.Lock()
+	defer e.unlock()
+	if l.tenure.check() != nil {
+		return 0
+	}
+	return l.tenure.hold.session.left()
+}
+
+// Err is nil while the lock is held. After that it is [ErrNotHeld], or a [*LostError]. It asks the clock, not the
+// server.
+func (l *Lock[TX]) Err() error {
+	e := l.tenure.engine
+	e.mu.Lock()
+	defer e.unlock()
+	return l.tenure.check()
+}
+
+// Release gives the lock back. When it returns nil, the lock is free, or the next caller of this process has
+// it. It works on a dead ctx, whose end it does not heed; it takes no longer than a request to the server may. It may
+// be called again, and says the same. Errors: [ErrLost] if the lock was lost before, or while it was given back.
+//
+// Cost: a round trip, shared with other callers; none if the lock is handed over in this process.
+func (l *Lock[TX]) Release(context.Context) error {
+	if err := l.tenure.release(); err != nil {
+		return fmt.Errorf("dblock: release %s: %w", l.tenure.key, err)
+	}
+	return nil
+}
+
+// check finds out whether the tenure lasts. The mutex is held.
+func (t *tenure) check() error {
+	if t.over == nil && !t.hold.session.alive() {
+		t.engine.lose(t.hold.session, LostSilence, nil)
+	}
+	return t.over
+}
+
+func (t *tenure) release() error {
+	e := t.engine
+	e.mu.Lock()
+	if t.left != nil {
+		e.unlock()
+		<-t.left
+		return t.err
+	}
+	t.left = make(chan struct{})
+	defer close(t.left)
+	if t.check() != nil {
+		t.err = t.over
+		e.unlock()
+		return t.err
+	}
+	word := t.leave()
+	e.unlock()
+	if word != nil && <-word != nil {
+		t.err = t.lostError(LostConnection, errGone)
+	}
+	return t.err
+}
+
+// leave ends the tenure. If it was the last one of the hold and nobody follows, word tells when the hold is given
+// back. The mutex is held.
+func (t *tenure) leave() (word chan error) {
+	h, e := t.hold, t.engine
+	t.over = ErrNotHeld
+	t.stop(ErrNotHeld)
+	e.tell(Event{Kind: Released, Key: t.key, Token: t.token, Took: e.now() - t.granted})
+	h.tenures = slices.DeleteFunc(h.tenures, func(o *tenure) bool { return o == t })
+	if len(h.tenures) > 0 {
+		return nil
+	}
+	word = make(chan error, 1)
+	h.leavers = append(h.leavers, word)
+	e.advance(h.entry)
+	if len(h.tenures) > 0 { // handed over
+		h.left(nil)
+	}
+	return word
+}
+
+func (t *tenure) stop(cause error) {
+	t.ctx.cancel(cause)
+	if t.overrun != nil {
+		t.overrun.Stop()
+	}
+}
+
+// lose ends the tenure by a loss. The mutex is held.
+func (t *tenure) lose(kind LossKind, err error) {
+	if t.over != nil {
+		return
+	}
+	e := t.engine
+	lost := t.lostError(kind, err)
+	t.over = lost
+	t.stop(lost)
+	e.tell(Event{Kind: Lost, Key: t.key, Token: t.token, Took: lost.Held, Err: lost})
+	e.news = append(e.news, func() {
+		e.cfg.Logger.WarnContext(e.ctx, "dblock: lock lost", "key", t.key.String(), "token", int64(t.token), "error", lost)
+	})
+}
+
+func (t *tenure) lostError(kind LossKind, err error) *LostError {
+	return &LostError{Key: t.key, Token: t.token, Kind: kind, Held: t.engine.now() - t.granted, Err: err}
+}
+
+func (t *tenure) reportOverrun() {
+	e := t.engine
+	e.mu.Lock()
+	defer e.unlock()
+	if t.over != nil {
+		return
+	}
+	held := e.now() - t.granted
+	e.tell(Event{Kind: Overrun, Key: t.key, Token: t.token, Took: held})
+	e.news = append(e.news, func() {
+		e.cfg.Logger.WarnContext(e.ctx, "dblock: lock held for longer than expected", "key", t.key.String(), "token", int64(t.token), "held", held)
+	})
+}

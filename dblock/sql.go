@@ -1,0 +1,158 @@
+package dblock
+
+// Session advisory locks live on sessions of our own only (Driver.Session): these statements are the
+// ones that may not run behind a pooler in transaction mode, and New refuses there. No statement reads
+// or writes a table but sqlEpoch and sqlNewEpoch, by the primary key of a table of one row.
+//
+// Keys travel as text arrays, which every client library can send. Every answer names its key,
+// since the order in which unnest is evaluated is documented nowhere. MATERIALIZED keeps the planner
+// from evaluating a lock function twice.
+const (
+	// sqlFacts is what New and every connect must know about the server: its room for locks is shared by all
+	// clients. Locks: none.
+	sqlFacts = `
+SELECT pg_backend_pid(), current_setting('server_version_num')::bigint, pg_is_in_recovery(),
+       current_setting('max_locks_per_transaction')::bigint
+       * (current_setting('max_connections')::bigint + current_setting('max_prepared_transactions')::bigint)`
+
+	// sqlSettings makes a session ours. $1 is the TTL in ms: the server ends a session that has been silent
+	// for so long, and with it its locks. $2 bounds what it waits for a lock, in ms. Nothing that the
+	// role has set may cut a wait or a lock short, or make a token less durable. Locks: none.
+	sqlSettings = `
+SELECT set_config('idle_session_timeout', $1::text, false), set_config('lock_timeout', $2::text, false),
+       set_config('statement_timeout', '0', false), set_config('idle_in_transaction_session_timeout', '0', false),
+       set_config('default_transaction_read_only', 'off', false),
+       set_config('default_transaction_isolation', 'read committed', false),
+       set_config('synchronous_commit', CASE current_setting('synchronous_commit') WHEN 'remote_apply' THEN 'remote_apply' ELSE 'on' END, false)`
+
+	// sqlNewerSettings is sqlSettings for what only newer servers have. Locks: none.
+	sqlNewerSettings = `
+SELECT count(set_config(name, '0', false)) FROM pg_catalog.pg_settings WHERE name = 'transaction_timeout'`
+
+	// sqlCheckInterval makes the server notice, while a statement waits, that its client is gone. Where
+	// the platform cannot, this fails with 22023. Locks: none.
+	sqlCheckInterval = `SELECT set_config('client_connection_check_interval', $1::text, false)`
+
+	// sqlSlice bounds in ms what the session waits for a lock. Locks: none.
+	sqlSlice = `SELECT set_config('lock_timeout', $1::text, false)`
+
+	// sqlEpoch is the epoch of tokens, if its row was last used here. By the primary key.
+	sqlEpoch = `
+SELECT base + timeline FROM "pgonce"."epoch"
+WHERE id = 1
+  AND cluster = (SELECT system_identifier FROM pg_catalog.pg_control_system())
+  AND database = (SELECT oid::bigint FROM pg_catalog.pg_database WHERE datname = current_database())
+  AND sequence = '"pgonce"."fence"'::regclass::oid::bigint
+  AND timeline = ('x' || substr(pg_walfile_name(pg_current_wal_lsn()), 1, 8))::bit(32)::bigint`
+
+	// sqlNewEpoch says that the row is used here. After a promotion the timeline has grown. In another
+	// cluster, database or sequence, where the timeline may have begun anew and the sequence fallen back,
+	// the old timeline goes into the base. So the sum grows in each case. By the primary key; waits for
+	// another session that does the same.
+	sqlNewEpoch = `
+INSERT INTO "pgonce"."epoch" AS e (id, cluster, database, sequence, timeline, base)
+SELECT 1, (SELECT system_identifier FROM pg_catalog.pg_control_system()),
+       (SELECT oid::bigint FROM pg_catalog.pg_database WHERE datname = current_database()),
+       '"pgonce"."fence"'::regclass::oid::bigint,
+       ('x' || substr(pg_walfile_name(pg_current_wal_lsn()), 1, 8))::bit(32)::bigint, 0
+ON CONFLICT (id) DO UPDATE SET
+    base = CASE WHEN e.cluster = EXCLUDED.cluster AND e.database = EXCLUDED.database AND e.sequence = EXCLUDED.sequence
+                     AND e.timeline <= EXCLUDED.timeline
+                THEN e.base ELSE e.base + e.timeline END,
+    cluster = EXCLUDED.cluster, database = EXCLUDED.database, sequence = EXCLUDED.sequence, timeline = EXCLUDED.timeline`
+
+	// sqlAdvance moves the sequence past every number that a crash may have forgotten. The server
+	// logs 32 numbers ahead, and only the session that logs waits for the flush; one whose number comes out of
+	// that window does not. Each connection there was may have had such a window. Locks: ROW EXCLUSIVE on the sequence.
+	sqlAdvance = `
+SELECT count(nextval('"pgonce"."fence"')) FROM generate_series(1, 32 * (current_setting('max_connections')::int + 1))`
+
+	// sqlAlive takes the session's liveness lock, which nobody else ever waits for. Lock: one
+	// advisory, exclusive, as long as the session lives.
+	sqlAlive = `SELECT pg_try_advisory_lock($1::bigint)`
+
+	// sqlUnlock gives back a lock of the probe, which is taken by sqlAlive, as a test of the server. Locks: none.
+	sqlUnlock = `SELECT pg_advisory_unlock($1::bigint)`
+
+	// sqlBusyPID keeps a server process busy for a moment, and names it. Locks: none.
+	sqlBusyPID = `SELECT pg_backend_pid() FROM pg_sleep(0.02)`
+
+	// sqlTake tries to take keys: 1 taken, 0 held by somebody, -1 held up by a fenced transaction of a holder
+	// before. $3 and $4 are the companion masks: a successor must find the companions of those that it excludes
+	// free. The token is drawn when all is decided, so after the grant. Locks: one advisory for each key
+	// taken, until it is given back; it never waits.
+	sqlTake = `
+WITH got AS MATERIALIZED (
+    SELECT k, CASE
+        WHEN NOT CASE WHEN shared THEN pg_try_advisory_lock_shared(k) ELSE pg_try_advisory_lock(k) END THEN 0
+        WHEN NOT pg_try_advisory_lock(k # $3::bigint) THEN
+            CASE WHEN CASE WHEN shared THEN pg_advisory_unlock_shared(k) ELSE pg_advisory_unlock(k) END THEN -1 END
+        WHEN NOT pg_advisory_unlock(k # $3::bigint) THEN NULL
+        WHEN shared THEN 1
+        WHEN NOT pg_try_advisory_lock(k # $4::bigint) THEN CASE WHEN pg_advisory_unlock(k) THEN -1 END
+        WHEN NOT pg_advisory_unlock(k # $4::bigint) THEN NULL
+        ELSE 1 END AS got
+    FROM unnest($1::text::bigint[], $2::text::boolean[]) AS want(k, shared))
+SELECT coalesce(string_agg(k || ':' || got, ','), ''),
+       CASE WHEN bool_or(got = 1) THEN nextval('"pgonce"."fence"') ELSE 0 END
+FROM got`
+
+	// sqlDrop gives keys back: 1, or 0 for one that was not held. Locks: none.
+	sqlDrop = `
+WITH gone AS MATERIALIZED (
+    SELECT k, CASE WHEN CASE WHEN shared THEN pg_advisory_unlock_shared(k) ELSE pg_advisory_unlock(k) END THEN 1 ELSE 0 END AS gone
+    FROM unnest($1::text::bigint[], $2::text::boolean[]) AS held(k, shared))
+SELECT coalesce(string_agg(k || ':' || gone, ','), '') FROM gone`
+
+	// sqlDropAll gives back all that the session holds. Locks: none.
+	sqlDropAll = `SELECT pg_advisory_unlock_all()`
+
+	// sqlPeek asks whether a shared lock could be had besides those of other sessions: 0 where one is queued for an
+	// exclusive lock. Lock: one advisory, shared, within the statement; it never waits.
+	sqlPeek = `
+WITH free AS MATERIALIZED (
+    SELECT k, CASE WHEN NOT pg_try_advisory_lock_shared(k) THEN 0 WHEN pg_advisory_unlock_shared(k) THEN 1 END AS free
+    FROM unnest($1::text::bigint[]) AS held(k))
+SELECT coalesce(string_agg(k || ':' || free, ','), '') FROM free`
+
+	// sqlQueue waits for one key, for as long as lock_timeout allows. Lock: one advisory, until it
+	// is given back.
+	sqlQueue       = `SELECT pg_advisory_lock($1::bigint)`
+	sqlQueueShared = `SELECT pg_advisory_lock_shared($1::bigint)`
+
+	// sqlHeld settles a wait that ended in an error: it may have been granted nevertheless. Locks: none.
+	sqlHeld = `
+SELECT count(*) FROM pg_catalog.pg_locks
+WHERE locktype = 'advisory' AND pid = pg_backend_pid() AND granted AND objsubid = 1
+  AND (classid::bigint << 32) | objid::bigint = $1::bigint`
+
+	// sqlSettle gives back whatever of the keys $1 this session holds. Locks: none.
+	sqlSettle = `
+WITH held AS MATERIALIZED (
+    SELECT (classid::bigint << 32) | objid::bigint AS k, mode FROM pg_catalog.pg_locks
+    WHERE locktype = 'advisory' AND pid = pg_backend_pid() AND granted AND objsubid = 1)
+SELECT count(CASE WHEN mode = 'ShareLock' THEN pg_advisory_unlock_shared(k) ELSE pg_advisory_unlock(k) END)
+FROM held WHERE k = ANY ($1::text::bigint[])`
+
+	// sqlOwn finds out, for a key that is held, whether a fenced transaction of a holder before runs, and draws the
+	// token: else the answer is the companion's mask that is taken. Locks: as in sqlTake.
+	sqlOwn = `
+WITH own AS MATERIALIZED (
+    SELECT CASE
+        WHEN NOT pg_try_advisory_lock($1::bigint # $3::bigint) THEN $3::bigint
+        WHEN NOT pg_advisory_unlock($1::bigint # $3::bigint) THEN NULL
+        WHEN $2::boolean THEN 0
+        WHEN NOT pg_try_advisory_lock($1::bigint # $4::bigint) THEN $4::bigint
+        WHEN NOT pg_advisory_unlock($1::bigint # $4::bigint) THEN NULL
+        ELSE 0 END AS busy)
+SELECT busy, CASE WHEN busy = 0 THEN nextval('"pgonce"."fence"') ELSE 0 END FROM own`
+
+	// sqlFence keeps successors of a holder out until the caller's transaction ends. $1 is the companion, $2 the
+	// liveness lock of the session that holds the key. The companion comes first: a successor that finds it
+	// taken waits, and one that was there before has ended our session's hold, which the liveness lock tells.
+	// Locks: one advisory, shared, until the transaction ends; it never waits.
+	sqlFence = `
+SELECT CASE WHEN NOT pg_try_advisory_xact_lock_shared($1::bigint) THEN 'busy'
+            WHEN pg_try_advisory_xact_lock_shared($2::bigint) THEN 'lost'
+            ELSE 'ok' END`
+)

@@ -1,0 +1,383 @@
+package dblock
+
+import (
+	"context"
+	"math/rand/v2"
+	"slices"
+	"time"
+
+	"github.com/pgonce/pgonce/internal/pg"
+)
+
+// Waiting between processes is a session of its own that blocks in the server's queue, which is fair, wakes
+// the next at once and costs nothing while it lasts. The lock stays on that session until it is given back,
+// since it could not be moved without a moment in which it is free.
+
+// queue waits on the server for an entry's key. It is counted already. The mutex is held.
+func (e *engine) queue(en *entry) {
+	switch last := len(e.idle) - 1; {
+	case last >= 0:
+		s := e.idle[last]
+		e.idle = e.idle[:last]
+		e.waitOn(en, s)
+	case e.waiters < e.cfg.MaxWaiters:
+		e.waiters++
+		en.phase = queuing
+		e.wg.Go(func() { e.openWaiter(en) })
+	default:
+		e.park(en)
+	}
+	e.turnAway(en)
+}
+
+// openWaiter connects one more session for waiting.
+func (e *engine) openWaiter(en *entry) {
+	s, err := e.connect(e.ctx, true)
+	e.mu.Lock()
+	defer e.unlock()
+	if err == nil && e.closed {
+		e.wg.Go(func() { _ = s.conn.Close(s.ctx) })
+		err = ErrClosed
+	}
+	if err != nil {
+		e.waiters--
+		e.used--
+		for _, r := range en.line {
+			e.refuse(r, publicError(err))
+		}
+		en.line, en.phase = nil, quiet
+		e.advance(en)
+		e.unparkNext()
+		return
+	}
+	s.begin()
+	e.waitOn(en, s)
+}
+
+// waitOn waits on a session that is free.
+func (e *engine) waitOn(en *entry, s *session) {
+	if len(en.line) == 0 {
+		e.used--
+		en.phase = quiet
+		e.release(s)
+		e.advance(en)
+		return
+	}
+	en.phase, en.waiter = queuing, s
+	s.blocked = true
+	w := &wait{engine: e, entry: en, session: s, number: en.number, shared: en.line[0].cfg.Shared, crowded: e.waiters >= e.cfg.MaxWaiters}
+	e.wg.Go(w.run)
+}
+
+// release has a session for waiting that nobody uses: the next one gets it.
+func (e *engine) release(s *session) {
+	e.idle = append(e.idle, s)
+	e.unparkNext()
+}
+
+// dropped goes on when a session for waiting has given its key back. If callers of this process want it again,
+// they go to the back of the server's queue, unless another key waits for a session.
+func (e *engine) dropped(en *entry, s *session) {
+	en.waiter = nil
+	switch {
+	case s.lost != nil:
+	case len(e.parked) == 0 && len(en.line) > 0 && en.line[0].patient && e.used < e.budget:
+		e.used++
+		e.waitOn(en, s)
+	default:
+		e.release(s)
+	}
+	e.advance(en)
+}
+
+// wait is one wait in the server's queue.
+type wait struct {
+	engine   *engine
+	entry    *entry
+	session  *session
+	number   int64
+	shared   bool
+	crowded  bool // others may want the session
+	sequence int64
+	sent     time.Duration // when the request was sent that has drawn the token
+}
+
+// run waits, and says what has become of it.
+func (w *wait) run() {
+	got, err := w.await()
+	e, s, en := w.engine, w.session, w.entry
+	s.halted.Wait() // or the cancel request could hit what comes next
+	e.mu.Lock()
+	defer e.unlock()
+	s.blocked = false
+	en.phase = quiet
+	switch {
+	case s.lost != nil:
+		e.wg.Go(s.shut)
+		err = errGone
+	case got && s.hungup:
+		err = errHangup
+		e.lose(s, LostConnection, err)
+	case got:
+		s.sent = w.sent
+		e.granted(en, s, w.shared, w.sequence)
+		return
+	case err != nil && !pg.Rejected(err):
+		e.lose(s, lossKind(err), err)
+	}
+	en.waiter = nil
+	e.used--
+	if s.lost != nil {
+		e.waitLost(en, err)
+		return
+	}
+	if err != nil && len(en.line) > 0 {
+		r := en.line[0]
+		en.line = en.line[1:]
+		e.refuse(r, s.explain(err))
+	}
+	if err == nil && len(en.line) > 0 && len(e.parked) > 0 { // its turn is over
+		e.used++
+		e.park(en)
+	}
+	e.release(s)
+	e.advance(en)
+}
+
+// waitLost asks again on another session, but not for ever.
+func (e *engine) waitLost(en *entry, err error) {
+	if len(en.line) > 0 {
+		r := en.line[0]
+		if r.tries++; r.tries > 3 || e.closed {
+			en.line = en.line[1:]
+			e.refuse(r, publicError(err))
+		}
+	}
+	e.advance(en)
+}
+
+// await waits for the key, and then until no fenced transaction of a holder before runs any more.
+func (w *wait) await() (got bool, err error) {
+	if err := w.setSlice(); err != nil {
+		return false, err
+	}
+	for {
+		got, err := w.lock(w.number, w.shared)
+		if !got || err != nil {
+			return false, err
+		}
+		switch busy, err := w.own(); {
+		case pg.Code(err) == pg.CodeQueryCanceled: // meant for the wait before
+		case err != nil:
+			return false, w.settled(err)
+		case busy == 0:
+			return true, nil
+		default:
+			got, err := w.lock(w.number^busy, false) // while the key is kept
+			if err != nil {
+				return false, err
+			}
+			if !got {
+				return false, w.settled(nil)
+			}
+		}
+		if err := w.settled(nil); err != nil { // and once more from the start: the token comes last
+			return false, err
+		}
+	}
+}
+
+// settled gives back whatever is held, and returns err if that went well.
+func (w *wait) settled(err error) error {
+	if err != nil && !pg.Rejected(err) {
+		return err
+	}
+	_, failed := w.session.settle([]int64{w.number})
+	if pg.Code(failed) == pg.CodeQueryCanceled { // meant for the wait before; there is one of it
+		_, failed = w.session.settle([]int64{w.number})
+	}
+	if failed != nil {
+		return &brokenError{failed}
+	}
+	return err
+}
+
+// brokenError is an error after which nobody knows what the session holds, whatever the server said.
+type brokenError struct{ err error }
+
+func (e *brokenError) Error() string { return e.err.Error() }
+
+// setSlice makes the server end the waits of this session in time.
+func (w *wait) setSlice() error {
+	slice := w.engine.limits.slice
+	if w.crowded {
+		slice = min(slice, w.engine.limits.rush)
+	}
+	if slice == w.session.slice {
+		return nil
+	}
+	_, err := w.session.trip(pg.Stmt{SQL: sqlSlice, Args: []any{millis(slice)}})
+	if err == nil {
+		w.session.slice = slice
+	}
+	return err
+}
+
+// lock waits in the server's queue, slice by slice, for as long as anybody wants the key.
+func (w *wait) lock(number int64, shared bool) (got bool, err error) {
+	text := sqlQueue
+	if shared {
+		text = sqlQueueShared
+	}
+	for {
+		ctx, cancel := context.WithTimeout(w.session.ctx, w.session.slice+pg.NetTimeout(w.session.ctx))
+		err = w.session.conn.RunAll(ctx, pg.Stmt{SQL: text, Args: []any{number}})
+		cancel()
+		code := pg.Code(err)
+		switch {
+		case err == nil:
+			return true, nil
+		case code != pg.CodeLockTimeout && code != pg.CodeQueryCanceled:
+			return false, w.settled(err)
+		}
+		// It may have been granted in the moment in which it was given up, and then it is held.
+		held, err := w.held(number)
+		if held || err != nil {
+			return held, err
+		}
+		if !w.wanted(code == pg.CodeLockTimeout) {
+			return false, nil
+		}
+	}
+}
+
+// held asks whether the session has a lock. A cancel request that comes late can hit the question.
+func (w *wait) held(number int64) (bool, error) {
+	for {
+		var n int64
+		_, err := w.session.trip(pg.Stmt{SQL: sqlHeld, Args: []any{number}, Dest: []any{&n}})
+		switch {
+		case pg.Code(err) == pg.CodeQueryCanceled:
+		case err != nil:
+			return false, &brokenError{err}
+		default:
+			return n > 0, nil
+		}
+	}
+}
+
+// wanted reports whether the wait is to go on.
+func (w *wait) wanted(sliceOver bool) bool {
+	e := w.engine
+	e.mu.Lock()
+	defer e.unlock()
+	return len(w.entry.line) > 0 && w.session.lost == nil && (!sliceOver || len(e.parked) == 0)
+}
+
+// own draws the token, if nothing holds the key up; else busy is the mask of what does.
+func (w *wait) own() (busy int64, err error) {
+	w.sent, err = w.session.trip(pg.Stmt{
+		SQL: w.engine.sql.own, Args: []any{w.number, w.shared, int64(companionExclusive), int64(companionShared)},
+		Dest: []any{&busy, &w.sequence},
+	})
+	return busy, err
+}
+
+// interrupt ends a wait that nobody wants any more. The answer of the wait tells what became of it.
+func (e *engine) interrupt(s *session) {
+	if s.lost != nil {
+		time.AfterFunc(time.Second, s.cut) // for a server that does not answer
+	}
+	if s.halting || !s.blocked {
+		return
+	}
+	s.halting = true
+	s.halted.Add(1)
+	e.wg.Go(func() {
+		defer s.halted.Done()
+		ctx, cancel := context.WithTimeout(s.ctx, time.Second)
+		defer cancel()
+		_ = s.conn.Cancel(ctx) // or the slice ends it
+		e.mu.Lock()
+		defer e.unlock()
+		s.halting = false
+	})
+}
+
+// park lines an entry up for a session for waiting. Meanwhile it asks now and then.
+func (e *engine) park(en *entry) {
+	en.phase = parking
+	e.parked = append(e.parked, en)
+	if !e.polling {
+		e.polling = true
+		e.wg.Go(e.poll)
+	}
+}
+
+// unpark takes an entry out of that line, and its count with it.
+func (e *engine) unpark(en *entry) {
+	e.used--
+	e.parked = slices.DeleteFunc(e.parked, func(o *entry) bool { return o == en })
+}
+
+// unparkNext gives a session to the entry that has wanted one for the longest time.
+func (e *engine) unparkNext() {
+	if e.closed || len(e.idle) == 0 && e.waiters >= e.cfg.MaxWaiters {
+		return
+	}
+	i := slices.IndexFunc(e.parked, func(en *entry) bool { return en.phase == parking })
+	if i < 0 {
+		return
+	}
+	en := e.parked[i]
+	e.parked = slices.Delete(e.parked, i, i+1)
+	e.queue(en)
+}
+
+// poll asks for all parked keys now and then, in one request.
+func (e *engine) poll() {
+	for {
+		pause := time.NewTimer(5*time.Millisecond + rand.N(15*time.Millisecond)) //nolint:gosec // jitter
+		select {
+		case <-pause.C:
+		case <-e.ctx.Done():
+			pause.Stop()
+		}
+		e.mu.Lock()
+		if e.closed || len(e.parked) == 0 {
+			e.polling = false
+			e.unlock()
+			return
+		}
+		for _, en := range slices.Clone(e.parked) {
+			if en.phase == parking {
+				e.tryParked(en)
+			}
+		}
+		e.unlock()
+	}
+}
+
+func (e *engine) tryParked(en *entry) {
+	if len(en.line) == 0 {
+		return
+	}
+	en.phase = asking
+	shared := en.line[0].cfg.Shared
+	e.place(&op{kind: opTake, number: en.number, shared: shared, done: func(s *session, res result) {
+		en.phase = parking
+		switch {
+		case res.err == nil && res.got == 1:
+			e.unpark(en)
+			e.used++
+			e.granted(en, s, shared, res.sequence)
+		case len(en.line) == 0:
+			e.unpark(en)
+			en.phase = quiet
+			e.advance(en)
+		default:
+			e.turnAway(en)
+			e.unparkNext()
+		}
+	}})
+}
