@@ -55,6 +55,8 @@ func clientOf(t *testing.T, pool *pgxpool.Pool, cfg *dblock.Config) *dblock.Clie
 	return c
 }
 
+type locked = dblock.Lock[pgx.Tx]
+
 func within(t *testing.T) context.Context {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), 60*time.Second)
