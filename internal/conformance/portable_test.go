@@ -36,6 +36,9 @@ var rules = map[string]*regexp.Regexp{
 	"a session advisory lock":                                        regexp.MustCompile(`(?i)pg_(try_)?advisory_(lock|unlock)`),
 }
 
+// onSession is why the statements of session locks may not follow the rules.
+const onSession = "runs on sessions of our own, which are refused behind a pooler in transaction mode"
+
 // Statements that may not follow a rule, and why.
 var exceptions = map[string]string{
 	"migrations.sqlLock":         "migrations need a direct connection, and say so",
@@ -44,6 +47,20 @@ var exceptions = map[string]string{
 	"migrations.sqlCreateSchema": "",
 	"migrations.sqlSchemaExists": "reads the catalog",
 	"migrations.sqlTableExists":  "reads the catalog",
+	"dblock.sqlSettings":         onSession,
+	"dblock.sqlNewerSettings":    onSession,
+	"dblock.sqlCheckInterval":    onSession,
+	"dblock.sqlSlice":            onSession,
+	"dblock.sqlUnlock":           onSession,
+	"dblock.sqlAlive":            onSession,
+	"dblock.sqlTake":             onSession,
+	"dblock.sqlDrop":             onSession,
+	"dblock.sqlDropAll":          onSession,
+	"dblock.sqlPeek":             onSession,
+	"dblock.sqlQueue":            onSession,
+	"dblock.sqlQueueShared":      onSession,
+	"dblock.sqlOwn":              onSession,
+	"dblock.sqlSettle":           onSession,
 }
 
 // Every SQL constant of the library is portable, and the server can prepare it against the
@@ -234,7 +251,7 @@ func fileExists(path string) bool {
 func TestSQLLivesInSQLFilesOnly(t *testing.T) {
 	t.Parallel()
 	statement := regexp.MustCompile("(?s)[`\"]\\s*(SELECT|INSERT INTO|UPDATE|DELETE FROM|CREATE|ALTER|DROP|LOCK TABLE)\\s")
-	for _, dir := range []string{"idem", "statemachine", "migrations", "internal/pg", "driver"} {
+	for _, dir := range []string{"idem", "dblock", "statemachine", "migrations", "internal/pg", "driver"} {
 		err := filepath.WalkDir("../../"+dir, func(path string, _ os.DirEntry, err error) error {
 			name := filepath.Base(path)
 			if err != nil || filepath.Ext(name) != ".go" || name == "sql.go" || strings.HasSuffix(name, "_test.go") {

@@ -17,12 +17,13 @@ func (db *DB) Role(t testing.TB) string {
 	return role
 }
 
-// GrantDML gives a role what an application needs, and no more: the two GRANTs that the
+// GrantDML gives a role what an application needs, and no more: the three GRANTs that the
 // documentation names.
 func (db *DB) GrantDML(t testing.TB, role string) {
 	t.Helper()
 	db.Exec(t, `GRANT USAGE ON SCHEMA pgonce TO `+quote(role)+`;
-		GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA pgonce TO `+quote(role))
+		GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA pgonce TO `+quote(role)+`;
+		GRANT USAGE ON ALL SEQUENCES IN SCHEMA pgonce TO `+quote(role))
 }
 
 func quote(name string) string { return pgx.Identifier{name}.Sanitize() }

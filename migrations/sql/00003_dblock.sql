@@ -1,9 +1,5 @@
 -- +goose Up
 
--- What fencing tokens are made of: an epoch and a number of this sequence. CACHE 1: the session that
--- asks later gets the greater number.
-CREATE SEQUENCE "pgonce"."fence" AS bigint CACHE 1;
-
 -- Where the epoch of tokens stands, so that it goes on after a failover, an upgrade or a restore, in
 -- which the sequence may fall back. The epoch is base + timeline.
 --   cluster, database, sequence  where this row was last used; when one differs, it was copied
@@ -17,6 +13,9 @@ CREATE TABLE "pgonce"."epoch" (
     timeline bigint NOT NULL,
     base     bigint NOT NULL
 );
+
+-- The other part of a token. CACHE 1: the session that asks later gets the greater number.
+CREATE SEQUENCE "pgonce"."fence" AS bigint CACHE 1 OWNED BY "pgonce"."epoch".id;
 
 INSERT INTO "pgonce"."schema_version" (version, min_code) VALUES (3, 1);
 
@@ -39,6 +38,5 @@ END
 $$;
 -- +goose StatementEnd
 
-DROP TABLE "pgonce"."epoch";
-DROP SEQUENCE "pgonce"."fence";
+DROP TABLE "pgonce"."epoch"; -- and the sequence with it
 DELETE FROM "pgonce"."schema_version" WHERE version = 3;
