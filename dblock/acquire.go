@@ -105,7 +105,7 @@ func (e *engine) acquire(ctx context.Context, r *request) (*tenure, error) {
 		return nil, fmt.Errorf("%w: %w", ErrNotAcquired, context.Cause(ctx))
 	}
 	e.mu.Lock()
-	if e.heldBy(ctx, e.number(r.key)) {
+	if e.heldBy(ctx, r.key) {
 		e.unlock()
 		return nil, ErrReentrant
 	}

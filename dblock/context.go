@@ -40,11 +40,11 @@ func (c *lockContext) Value(key any) any {
 	return c.Context.Value(key)
 }
 
-// heldBy reports whether ctx comes from the work of a tenure of this number that lasts. The mutex is held.
-func (e *engine) heldBy(ctx context.Context, number int64) bool {
+// heldBy reports whether ctx comes from the work of a tenure of this key that lasts. The mutex is held.
+func (e *engine) heldBy(ctx context.Context, key Key) bool {
 	c, _ := ctx.Value(heldKey{}).(*lockContext)
 	for ; c != nil; c = c.outer {
-		if c.tenure.engine == e && c.tenure.over == nil && c.tenure.hold.entry.number == number {
+		if c.tenure.engine == e && c.tenure.over == nil && c.tenure.key == key {
 			return true
 		}
 	}

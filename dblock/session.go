@@ -7,7 +7,6 @@ import (
 	"math/rand/v2"
 	"slices"
 	"strconv"
-	"sync"
 	"time"
 
 	"github.com/pgonce/pgonce/internal/pg"
@@ -28,12 +27,11 @@ type session struct {
 	// Under the engine's mutex.
 	lost    *loss // terminal: it is out of all lists, and has no holds
 	holds   map[*hold]struct{}
-	asked   int   // keys it is being asked for
-	queue   []*op // to be sent
-	leading bool  // somebody is sending
-	blocked bool  // it waits in the server's queue
-	halting bool  // somebody has asked the server to cancel that wait
-	halted  sync.WaitGroup
+	asked   int           // keys it is being asked for
+	queue   []*op         // to be sent
+	leading bool          // somebody is sending
+	blocked bool          // it waits in the server's queue
+	halt    chan struct{} // somebody asks the server to cancel that wait, and closes it then; else nil
 	sent    time.Duration // when the last request that was answered was sent
 	slice   time.Duration // its lock_timeout
 	timer   *time.Timer

@@ -106,9 +106,14 @@ type wait struct {
 func (w *wait) run() {
 	got, err := w.await()
 	e, s, en := w.engine, w.session, w.entry
-	s.halted.Wait() // or the cancel request could hit what comes next
 	e.mu.Lock()
 	defer e.unlock()
+	for s.halt != nil { // or the cancel request could hit what comes next
+		halt := s.halt
+		e.unlock()
+		<-halt
+		e.mu.Lock()
+	}
 	s.blocked = false
 	en.phase = quiet
 	switch {
@@ -288,19 +293,19 @@ func (e *engine) interrupt(s *session) {
 	if s.lost != nil {
 		time.AfterFunc(time.Second, s.cut) // for a server that does not answer
 	}
-	if s.halting || !s.blocked {
+	if s.halt != nil || !s.blocked {
 		return
 	}
-	s.halting = true
-	s.halted.Add(1)
+	halt := make(chan struct{})
+	s.halt = halt
 	e.wg.Go(func() {
-		defer s.halted.Done()
+		defer close(halt)
 		ctx, cancel := context.WithTimeout(s.ctx, time.Second)
 		defer cancel()
 		_ = s.conn.Cancel(ctx) // or the slice ends it
 		e.mu.Lock()
 		defer e.unlock()
-		s.halting = false
+		s.halt = nil
 	})
 }
 

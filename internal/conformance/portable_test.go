@@ -47,6 +47,7 @@ var exceptions = map[string]string{
 	"migrations.sqlCreateSchema": "",
 	"migrations.sqlSchemaExists": "reads the catalog",
 	"migrations.sqlTableExists":  "reads the catalog",
+	"dblock.sqlNewEpoch":         "DO UPDATE names no table",
 	"dblock.sqlSettings":         onSession,
 	"dblock.sqlNewerSettings":    onSession,
 	"dblock.sqlCheckInterval":    onSession,

@@ -1,0 +1,27 @@
+package dblock
+
+import "time"
+
+// Number is the number of the key's lock in the default schema.
+func (k Key) Number() int64 { return k.number("pgonce") }
+
+// SetNumber makes the client number its keys by fn.
+func (c *Client[TX]) SetNumber(fn func(Key) int64) { c.engine.number = fn }
+
+// SetLimits changes the client's constants. It comes before the first lock.
+func (c *Client[TX]) SetLimits(perShard int, slice, rush time.Duration) {
+	c.engine.limits.perShard, c.engine.limits.slice, c.engine.limits.rush = perShard, slice, rush
+}
+
+// Used is how many locks the client counts on the server, and how many keys it knows.
+func (c *Client[TX]) Used() (locks, keys int) {
+	c.engine.mu.Lock()
+	defer c.engine.mu.Unlock()
+	return c.engine.used, len(c.engine.entries)
+}
+
+// The masks of a lock's companions.
+const (
+	CompanionExclusive = companionExclusive
+	CompanionShared    = companionShared
+)

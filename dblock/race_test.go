@@ -1,0 +1,214 @@
+//go:build unix
+
+package dblock_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/pgonce/pgonce/dblock"
+	"github.com/pgonce/pgonce/internal/pgtest"
+)
+
+// keyLocks counts the locks that sessions of this database hold on keys 0 to n-1, companions included.
+func (b bench) keyLocks(t *testing.T, n int) (held int64) {
+	t.Helper()
+	for i := range n {
+		held += b.Int(t, `SELECT count(*) FROM pg_locks WHERE locktype = 'advisory'
+			AND database = (SELECT oid FROM pg_database WHERE datname = current_database())
+			AND ((classid::bigint << 32) | objid::bigint) IN ($1::bigint, $1::bigint # $2::bigint, $1::bigint # $3::bigint)`,
+			key(fmt.Sprint(i)).Number(), int64(dblock.CompanionExclusive), int64(dblock.CompanionShared))
+	}
+	return held
+}
+
+// A wait on the server that ends, by its slice or by the caller's ctx, can be granted in that very moment.
+// 5,000 of them leave no lock behind.
+func TestTimeoutsLeaveNoLock(t *testing.T) {
+	t.Parallel()
+	seed := rand.Uint64()
+	t.Logf("seed %d", seed)
+	b := newBench(t)
+	const want, keys = 5000, 4
+	var timedOut, granted atomic.Int64
+	var wg sync.WaitGroup
+	for p := range 3 {
+		c := b.client(t, nil)
+		c.SetLimits(1000, 2*time.Millisecond, time.Millisecond)
+		for caller := range 16 {
+			random := rand.New(rand.NewPCG(seed, uint64(16*p+caller)))
+			wg.Go(func() {
+				for timedOut.Load() < want && t.Context().Err() == nil {
+					ctx, cancel := context.WithTimeout(t.Context(), time.Duration(random.Int64N(int64(4*time.Millisecond))))
+					l, err := c.Acquire(ctx, key(fmt.Sprint(random.IntN(keys))), nil)
+					switch {
+					case err == nil:
+						granted.Add(1)
+						if random.IntN(2) == 0 {
+							<-ctx.Done() // hold it for a while
+						}
+						release(t, l)
+					case errors.Is(err, dblock.ErrNotAcquired) && errors.Is(err, context.DeadlineExceeded):
+						timedOut.Add(1)
+					default:
+						t.Error(err)
+					}
+					cancel()
+				}
+			})
+		}
+	}
+	wg.Wait()
+	pgtest.Eventually(t, "no lock is left", func() bool { return b.keyLocks(t, keys) == 0 })
+	t.Logf("R4 timeouts=%d granted=%d left=0", timedOut.Load(), granted.Load())
+}
+
+// More keys are waited for than there are connections for waiting: all are had in the end, by turns and by asking now and
+// then; and a caller whose ctx ends before is told why.
+func TestMoreWaitersThanConnections(t *testing.T) {
+	t.Parallel()
+	b := newBench(t)
+	holder, c := b.client(t, nil), b.client(t, &dblock.Config{MaxWaiters: 2})
+	c.SetLimits(1000, 100*time.Millisecond, 20*time.Millisecond)
+	const keys = 12
+	var held []*locked
+	for i := range keys {
+		held = append(held, acquire(t, holder, fmt.Sprint(i), nil))
+	}
+	var wg sync.WaitGroup
+	for i := range keys {
+		wg.Go(func() { release(t, acquire(t, c, fmt.Sprint(i), nil)) })
+	}
+	waiting(t, b, 2)
+	pgtest.Eventually(t, "the others line up", func() bool { n, _ := c.Used(); return n == keys })
+	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Millisecond)
+	defer cancel()
+	extra := acquire(t, holder, "extra", nil)
+	if _, err := c.Acquire(ctx, key("extra"), nil); !errors.Is(err, dblock.ErrNotAcquired) || !errors.Is(err, context.DeadlineExceeded) {
+		t.Errorf("got %v", err)
+	}
+	if n := b.Int(t, `SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND NOT granted AND database = (SELECT oid FROM pg_database WHERE datname = current_database())`); n > 2 {
+		t.Errorf("%d connections wait", n)
+	}
+	for _, l := range held {
+		release(t, l)
+	}
+	wg.Wait()
+	release(t, extra)
+	pgtest.Eventually(t, "nothing is counted any more", func() bool { n, k := c.Used(); return n == 0 && k == 0 })
+}
+
+// Where holders have all connections for waiting, a caller who waits in vain is told so.
+func TestOwnersTakeTheConnections(t *testing.T) {
+	t.Parallel()
+	b := newBench(t)
+	other, c := b.client(t, nil), b.client(t, &dblock.Config{MaxWaiters: 1})
+	first := acquire(t, other, "1", nil)
+	second := acquire(t, other, "2", nil)
+	won := make(chan *locked)
+	go func() { won <- acquire(t, c, "1", nil) }()
+	waiting(t, b, 1)
+	release(t, first)
+	first = <-won
+	ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
+	defer cancel()
+	if _, err := c.Acquire(ctx, key("2"), nil); !errors.Is(err, dblock.ErrCapacity) || !errors.Is(err, dblock.ErrNotAcquired) {
+		t.Errorf("got %v", err)
+	}
+	release(t, first)
+	release(t, second)
+}
+
+// Locks beyond the budget are refused at once, and those given back make room. A shard takes no more than its share.
+func TestBudget(t *testing.T) {
+	t.Parallel()
+	b := newBench(t)
+	c := b.client(t, &dblock.Config{MaxLocks: 25})
+	c.SetLimits(10, time.Second, time.Second)
+	var held []*locked
+	for i := range 25 {
+		held = append(held, acquire(t, c, fmt.Sprint(i), nil))
+	}
+	if n := b.Int(t, `SELECT count(DISTINCT pid) FROM pg_locks WHERE locktype = 'advisory' AND database = (SELECT oid FROM pg_database WHERE datname = current_database())`); n != 3 {
+		t.Errorf("%d shards for 25 locks of 10 each", n)
+	}
+	for _, verb := range []func() (*locked, error){
+		func() (*locked, error) { return c.Acquire(within(t), key("26"), nil) },
+		func() (*locked, error) { return c.TryAcquire(within(t), key("26"), nil) },
+	} {
+		if _, err := verb(); !errors.Is(err, dblock.ErrCapacity) {
+			t.Errorf("got %v", err)
+		}
+	}
+	release(t, held[0])
+	held[0] = acquire(t, c, "26", nil)
+	for _, l := range held {
+		release(t, l)
+	}
+	if locks, keys := c.Used(); locks != 0 || keys != 0 {
+		t.Errorf("%d locks and %d keys are still counted", locks, keys)
+	}
+}
+
+// Two keys with one number: the second is refused, in one process; it would wait for itself.
+func TestCollisionsAreFoundOut(t *testing.T) {
+	t.Parallel()
+	b := newBench(t)
+	c := b.client(t, nil)
+	c.SetNumber(func(dblock.Key) int64 { return 7 })
+	l := acquire(t, c, "1", nil)
+	if _, err := c.Acquire(within(t), key("2"), nil); !errors.Is(err, dblock.ErrCollision) {
+		t.Errorf("got %v", err)
+	}
+	if _, err := c.Acquire(l.Context(), key("2"), nil); !errors.Is(err, dblock.ErrCollision) {
+		t.Errorf("with the ctx of the first: got %v", err)
+	}
+	release(t, l)
+	release(t, acquire(t, c, "2", nil))
+}
+
+// A holder that takes longer than it said is reported once, and keeps the lock.
+func TestOverrun(t *testing.T) {
+	t.Parallel()
+	b := newBench(t)
+	var mu sync.Mutex
+	seen := map[dblock.EventKind]int{}
+	c := b.client(t, &dblock.Config{Observe: func(e dblock.Event) {
+		mu.Lock()
+		defer mu.Unlock()
+		seen[e.Kind]++
+	}})
+	count := func(kind dblock.EventKind) int {
+		mu.Lock()
+		defer mu.Unlock()
+		return seen[kind]
+	}
+	l, err := c.Acquire(within(t), key("1"), &dblock.LockConfig{Expect: time.Millisecond})
+	if err != nil {
+		t.Fatal(err)
+	}
+	pgtest.Eventually(t, "it is reported", func() bool { return count(dblock.Overrun) == 1 })
+	if l.Err() != nil {
+		t.Error(l.Err())
+	}
+	release(t, l)
+	quick, err := c.Acquire(within(t), key("1"), &dblock.LockConfig{Expect: time.Hour})
+	if err != nil {
+		t.Fatal(err)
+	}
+	release(t, quick)
+	if _, err := c.TryAcquire(within(t), key("x\n"), nil); err == nil {
+		t.Error("a bad key was accepted")
+	}
+	for kind, want := range map[dblock.EventKind]int{dblock.Acquired: 2, dblock.Released: 2, dblock.Overrun: 1, dblock.Lost: 0} {
+		if got := count(kind); got != want {
+			t.Errorf("%v: %d events, want %d", kind, got, want)
+		}
+	}
+}

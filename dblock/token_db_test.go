@@ -1,0 +1,146 @@
+//go:build unix
+
+package dblock_test
+
+import (
+	"fmt"
+	"sync"
+	"syscall"
+	"testing"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgxpool"
+	"github.com/pgonce/pgonce/dblock"
+	"github.com/pgonce/pgonce/driver/pgxdriver"
+	"github.com/pgonce/pgonce/internal/localpg"
+	"github.com/pgonce/pgonce/internal/pgtest"
+	"github.com/pgonce/pgonce/migrations"
+)
+
+// Tokens go on growing when the sequence falls back, as it does by pg_upgrade and by a restore into another
+// cluster, another database or in place; and the epoch grows by a promotion, before the first token after it.
+func TestTokensSurviveWhatTheSequenceDoesNot(t *testing.T) {
+	t.Parallel()
+	for name, change := range map[string]string{
+		"promoted":            `UPDATE pgonce.epoch SET timeline = timeline - 1`,
+		"in another cluster":  `UPDATE pgonce.epoch SET cluster = cluster + 1`,
+		"in another database": `UPDATE pgonce.epoch SET database = database + 1`,
+		"dropped and created": `UPDATE pgonce.epoch SET sequence = sequence + 1`,
+		"timeline back":       `UPDATE pgonce.epoch SET timeline = timeline + 5`,
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			b := newBench(t)
+			var last dblock.Token
+			for round := range 3 {
+				c, err := dblock.New(t.Context(), pgxdriver.New(b.pool), nil)
+				if err != nil {
+					t.Fatal(err)
+				}
+				l := acquire(t, c, "1", nil)
+				if l.Token() <= last && name != "promoted" {
+					t.Errorf("round %d: token %d after %d", round, l.Token(), last)
+				}
+				last = l.Token()
+				release(t, l)
+				if err := c.Close(t.Context()); err != nil {
+					t.Fatal(err)
+				}
+				b.Exec(t, change+`; SELECT setval('pgonce.fence', 1)`)
+				before := b.Int(t, `SELECT base + timeline FROM pgonce.epoch`)
+				release(t, acquire(t, b.client(t, nil), "1", nil))
+				if after := b.Int(t, `SELECT base + timeline FROM pgonce.epoch`); after <= before {
+					t.Errorf("round %d: the epoch went from %d to %d", round, before, after)
+				}
+			}
+		})
+	}
+}
+
+// Sessions that find an old epoch at the same time make one new one.
+func TestEpochIsRaisedOnce(t *testing.T) {
+	t.Parallel()
+	b := newBench(t)
+	release(t, acquire(t, b.client(t, nil), "0", nil))
+	b.Exec(t, `UPDATE pgonce.epoch SET cluster = cluster + 1`)
+	before := b.Int(t, `SELECT base + timeline FROM pgonce.epoch`)
+	var wg sync.WaitGroup
+	for i := range 6 {
+		wg.Go(func() {
+			c, err := dblock.New(t.Context(), pgxdriver.New(b.pool), nil)
+			if err != nil {
+				t.Error(err)
+				return
+			}
+			release(t, acquire(t, c, fmt.Sprint(i), nil))
+			if err := c.Close(t.Context()); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	wg.Wait()
+	if after := b.Int(t, `SELECT base + timeline FROM pgonce.epoch`); after != before+1 {
+		t.Errorf("the epoch went from %d to %d", before, after)
+	}
+}
+
+// The server crashes after it has given out a token that was never flushed: the number comes out of a window that
+// another session has logged and not committed. The sequence falls back; the tokens do not. Every lock is lost, and
+// its holder is told.
+func TestTokensSurviveACrash(t *testing.T) {
+	t.Parallel()
+	pgtest.New(t) // skips where there is no server to start, and watches for leaks
+	srv, err := localpg.Start(&localpg.Config{Durable: true, Settings: map[string]string{"wal_writer_delay": "10s", "max_connections": "50"}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := srv.Stop(); err != nil {
+			t.Error(err)
+		}
+	})
+	pool, err := pgxpool.New(t.Context(), srv.URL("postgres"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(pool.Close)
+	if _, err := migrations.UpPool(t.Context(), pool, nil); err != nil {
+		t.Fatal(err)
+	}
+	c := clientOf(t, pool, nil)
+
+	logs, err := pgx.Connect(t.Context(), srv.URL("postgres"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := logs.Exec(t.Context(), `BEGIN`); err != nil {
+		t.Fatal(err)
+	}
+	var pid int
+	var number, behind, again int64
+	if err := logs.QueryRow(t.Context(), `SELECT pg_backend_pid(), max(nextval('pgonce.fence')) FROM generate_series(1, 33)`).Scan(&pid, &number); err != nil {
+		t.Fatal(err)
+	}
+	l := acquire(t, c, "1", nil)
+	if err := syscall.Kill(pid, syscall.SIGKILL); err != nil {
+		t.Fatal(err)
+	}
+	lost(t, l)
+	pgtest.Eventually(t, "the server is back", func() bool {
+		return pool.QueryRow(t.Context(), `SELECT last_value FROM pgonce.fence`).Scan(&behind) == nil
+	})
+	if behind > number {
+		t.Fatalf("the server had flushed the numbers: %d, %d", behind, number)
+	}
+	t.Logf("the sequence went from %d back to %d", number, behind)
+	next := acquire(t, c, "1", nil)
+	if next.Token() <= l.Token() {
+		t.Errorf("token %d after %d", next.Token(), l.Token())
+	}
+	again = int64(next.Token()>>10) & (1<<38 - 1)
+	if again < behind {
+		t.Errorf("number %d, and the sequence was at %d", again, behind)
+	}
+	release(t, next)
+	_ = logs.Close(t.Context())
+}
