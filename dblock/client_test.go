@@ -39,6 +39,15 @@ func (b bench) client(t *testing.T, cfg *dblock.Config) *dblock.Client[pgx.Tx] {
 	return clientOf(t, b.pool, cfg)
 }
 
+// clients are several, made before the first is used, so that they meet.
+func (b bench) clients(t *testing.T, n int, cfg *dblock.Config) (all []*dblock.Client[pgx.Tx]) {
+	t.Helper()
+	for range n {
+		all = append(all, b.client(t, cfg))
+	}
+	return all
+}
+
 func clientOf(t *testing.T, pool *pgxpool.Pool, cfg *dblock.Config) *dblock.Client[pgx.Tx] {
 	t.Helper()
 	c, err := dblock.New(t.Context(), pgxdriver.New(pool), cfg)
@@ -89,8 +98,7 @@ func TestStorm(t *testing.T) {
 	var inside [keys]atomic.Int64
 	var last [keys]atomic.Int64
 	var wg sync.WaitGroup
-	for range clients {
-		c := b.client(t, nil)
+	for _, c := range b.clients(t, clients, nil) {
 		for caller := range callers {
 			wg.Go(func() {
 				for i := range rounds {

@@ -73,14 +73,15 @@ func TestKilledWaiters(t *testing.T) {
 	won := make(chan *locked, 1)
 	go func() { won <- acquire(t, second, "1", nil) }()
 	waiting(t, b, 1)
-	b.Exec(t, `SELECT pg_terminate_backend(pid) FROM pg_locks WHERE NOT granted`)
+	b.Exec(t, `SELECT pg_terminate_backend(pid) FROM pg_locks WHERE NOT granted
+		AND database = (SELECT oid FROM pg_database WHERE datname = current_database())`)
 	waiting(t, b, 1)
 	release(t, l)
 	l = <-won
 	go func() { won <- acquire(t, third, "1", nil) }()
 	waiting(t, b, 1)
 	b.Exec(t, `SELECT pg_terminate_backend(h.pid) FROM pg_locks h JOIN pg_locks w USING (classid, objid, objsubid, database)
-		WHERE h.granted AND NOT w.granted`)
+		WHERE h.granted AND NOT w.granted AND database = (SELECT oid FROM pg_database WHERE datname = current_database())`)
 	if e := lost(t, l); e.Kind != dblock.LostConnection {
 		t.Errorf("got %v", e)
 	}

@@ -38,8 +38,7 @@ func TestTimeoutsLeaveNoLock(t *testing.T) {
 	const want, keys = 5000, 4
 	var timedOut, granted atomic.Int64
 	var wg sync.WaitGroup
-	for p := range 3 {
-		c := b.client(t, nil)
+	for p, c := range b.clients(t, 3, &dblock.Config{TTL: time.Hour}) { // or idle sessions would be closed, with what they hold
 		c.SetLimits(1000, 2*time.Millisecond, time.Millisecond)
 		for caller := range 16 {
 			random := rand.New(rand.NewPCG(seed, uint64(16*p+caller)))

@@ -75,7 +75,7 @@ SELECT count(nextval('"pgonce"."fence"')) FROM generate_series(1, 32 * (current_
 	sqlUnlock = `SELECT pg_advisory_unlock($1::bigint)`
 
 	// sqlBusyPID keeps a server process busy for a moment, and names it. Locks: none.
-	sqlBusyPID = `SELECT pg_backend_pid() FROM pg_sleep(0.02)`
+	sqlBusyPID = `SELECT pg_backend_pid() FROM pg_sleep(0.05)`
 
 	// sqlTake tries to take keys: 1 taken, 0 held by somebody, -1 held up by a fenced transaction of a holder
 	// before. $3 and $4 are the companion masks: a successor must find the companions of those that it excludes

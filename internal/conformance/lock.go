@@ -190,8 +190,11 @@ func lockStorm[TX any](t *testing.T, c Client[TX]) {
 	const clients, callers, keys, rounds = 4, 4, 2, 25
 	var inside, last [keys]atomic.Int64
 	var wg sync.WaitGroup
-	for range clients {
-		client := l.client(nil)
+	var all []*dblock.Client[TX]
+	for range clients { // before the first is used, so that they meet
+		all = append(all, l.client(nil))
+	}
+	for _, client := range all {
 		for caller := range callers {
 			wg.Go(func() {
 				for i := range rounds {

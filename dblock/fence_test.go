@@ -1,0 +1,170 @@
+//go:build unix
+
+package dblock_test
+
+import (
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgxpool"
+	"github.com/pgonce/pgonce/dblock"
+	"github.com/pgonce/pgonce/driver/pgxdriver"
+	"github.com/pgonce/pgonce/internal/pgtest"
+)
+
+// killSome kills one session after another that holds a lock and does nothing, until stop is closed.
+func (b bench) killSome(t *testing.T, random *rand.Rand, stop <-chan struct{}) {
+	t.Helper()
+	tick := time.NewTicker(8 * time.Millisecond)
+	defer tick.Stop()
+	for {
+		select {
+		case <-stop:
+			return
+		case <-tick.C:
+			b.Exec(t, fmt.Sprintf(`SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE state = 'idle' AND application_name <> 'work' AND datname = current_database()
+				AND pid IN (SELECT pid FROM pg_locks WHERE locktype = 'advisory' AND granted) ORDER BY md5(pid::text || '%d') LIMIT 1`, random.Uint64()))
+		}
+	}
+}
+
+// increment adds one to a counter by a read and a write under the lock, in one transaction. It reports whether
+// that was committed.
+func increment(t *testing.T, pool *pgxpool.Pool, l *locked, fenced bool) bool {
+	t.Helper()
+	ctx := t.Context()
+	tx, err := pool.Begin(ctx)
+	if err != nil {
+		t.Error(err)
+		return false
+	}
+	defer func() { _ = tx.Rollback(ctx) }()
+	if fenced {
+		err = l.FenceTx(ctx, tx)
+	} else {
+		err = l.Err()
+	}
+	if errors.Is(err, dblock.ErrLost) {
+		return false
+	}
+	var n int64
+	if err == nil {
+		err = tx.QueryRow(ctx, `SELECT n FROM counter, pg_sleep(0.004)`).Scan(&n)
+	}
+	if err == nil && !fenced {
+		if l.Err() != nil {
+			return false // the best that can be done without a fence
+		}
+	}
+	if err == nil {
+		_, err = tx.Exec(ctx, `UPDATE counter SET n = $1`, n+1)
+	}
+	if err == nil {
+		err = tx.Commit(ctx)
+	}
+	if err != nil {
+		t.Error(err)
+	}
+	return err == nil
+}
+
+// Holders lose their sessions at random while they work in a transaction. With FenceTx no write of a holder
+// who has lost the lock lands. Without it some do, which is what the fence is for; that figure is printed, not tested.
+func TestFencedWritesOfPastHoldersNeverLand(t *testing.T) {
+	t.Parallel()
+	for _, fenced := range []bool{true, false} {
+		t.Run(fmt.Sprintf("fenced %t", fenced), func(t *testing.T) {
+			t.Parallel()
+			seed := rand.Uint64()
+			t.Logf("seed %d", seed)
+			b := newBench(t)
+			b.Exec(t, `CREATE TABLE counter (n bigint NOT NULL); INSERT INTO counter VALUES (0)`)
+			cfg := b.Config(t)
+			cfg.MaxConns = 16
+			cfg.ConnConfig.RuntimeParams["application_name"] = "work"
+			pool := b.Open(t, cfg)
+			var commits, losses atomic.Int64
+			stop := make(chan struct{})
+			var wg, killer sync.WaitGroup
+			for _, c := range b.clients(t, 3, nil) {
+				for range 3 {
+					wg.Go(func() {
+						for commits.Load() < 300 && t.Context().Err() == nil {
+							l, err := c.Acquire(within(t), key("1"), nil)
+							if err != nil {
+								if !errors.Is(err, dblock.ErrUnavailable) {
+									t.Error(err)
+								}
+								continue
+							}
+							if increment(t, pool, l, fenced) {
+								commits.Add(1)
+							} else {
+								losses.Add(1)
+							}
+							if err := l.Release(t.Context()); err != nil && !errors.Is(err, dblock.ErrLost) {
+								t.Error(err)
+							}
+						}
+					})
+				}
+			}
+			killer.Go(func() { b.killSome(t, rand.New(rand.NewPCG(seed, 1)), stop) })
+			wg.Wait()
+			close(stop)
+			killer.Wait()
+			n := b.Int(t, `SELECT n FROM counter`)
+			t.Logf("fenced=%t commits=%d lost_in_time=%d updates_lost=%d", fenced, commits.Load(), losses.Load(), commits.Load()-n)
+			if fenced && n != commits.Load() {
+				t.Errorf("%d commits, and the counter says %d", commits.Load(), n)
+			}
+			if losses.Load() == 0 {
+				t.Error("nobody lost a lock, so this shows nothing")
+			}
+		})
+	}
+}
+
+// The session of a holder is gone and the holder does not know. FenceTx knows, whether somebody else has the lock by
+// then or not; and then the holder knows too.
+func TestFenceFindsTheLossOut(t *testing.T) {
+	t.Parallel()
+	for _, taken := range []bool{false, true} {
+		b := newBench(t)
+		c, err := dblock.New(t.Context(), deafDriver{pgxdriver.New(b.pool)}, &dblock.Config{TTL: time.Hour})
+		if err != nil {
+			t.Fatal(err)
+		}
+		other := b.client(t, nil)
+		l := acquire(t, c, "1", nil)
+		b.Exec(t, fmt.Sprintf(`SELECT pg_terminate_backend(pid) FROM pg_locks WHERE locktype = 'advisory'
+			AND database = (SELECT oid FROM pg_database WHERE datname = current_database()) AND objid::bigint = %d`, key("1").Number()&0xffffffff))
+		if taken {
+			defer release(t, acquire(t, other, "1", nil))
+		}
+		tx, err := b.pool.BeginTx(t.Context(), pgx.TxOptions{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if l.Err() != nil {
+			t.Error("the holder knows already, so this shows nothing")
+		}
+		pgtest.Eventually(t, "the session is gone", func() bool { return taken || b.keyLocks(t, 2) == 0 })
+		if err := l.FenceTx(t.Context(), tx); !errors.Is(err, dblock.ErrLost) {
+			t.Errorf("got %v", err)
+		}
+		if e := lost(t, l); e.Kind != dblock.LostFence {
+			t.Errorf("got %v", e)
+		}
+		_ = tx.Rollback(t.Context())
+		if err := c.Close(t.Context()); err != nil {
+			t.Error(err)
+		}
+	}
+}
