@@ -3,6 +3,7 @@ package dblock
 import (
 	"errors"
 	"fmt"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -244,7 +245,7 @@ func (a *answers) settle(batch []*op) {
 	var keys []int64
 	for _, o := range batch {
 		if o.kind != opBeat {
-			keys = append(keys, o.number)
+			keys = append(keys, withCompanions(o.number)...)
 		}
 	}
 	sent, err := a.session.settle(keys)
@@ -256,15 +257,24 @@ func (a *answers) settle(batch []*op) {
 	a.err = a.session.explain(a.err)
 }
 
-// settle gives back whatever the session holds of the keys and their companions. The mutex is not held.
-func (s *session) settle(keys []int64) (sent time.Duration, err error) {
-	var list strings.Builder
-	for _, k := range keys {
-		for _, n := range []int64{k, k ^ companionExclusive, k ^ companionShared} {
+// withCompanions is a key's number with those of its companions.
+func withCompanions(number int64) []int64 {
+	return []int64{number, number ^ companionExclusive, number ^ companionShared}
+}
+
+// settle gives back whatever the session holds of some numbers. The mutex is not held.
+func (s *session) settle(numbers []int64) (sent time.Duration, err error) {
+	for part := range slices.Chunk(numbers, s.engine.limits.perBatch) {
+		var list strings.Builder
+		for _, n := range part {
 			appendNumber(&list, n)
 		}
+		sent, err = s.trip(pg.Stmt{SQL: sqlSettle, Args: []any{"{" + list.String() + "}"}, Dest: []any{new(int64)}})
+		if err != nil {
+			return 0, err
+		}
 	}
-	return s.trip(pg.Stmt{SQL: sqlSettle, Args: []any{"{" + list.String() + "}"}, Dest: []any{new(int64)}})
+	return sent, nil
 }
 
 // arrays are the keys of one kind, and their modes, as the text of Postgres arrays.

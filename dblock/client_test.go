@@ -64,7 +64,10 @@ func clientOf(t *testing.T, pool *pgxpool.Pool, cfg *dblock.Config) *dblock.Clie
 	return c
 }
 
-type locked = dblock.Lock[pgx.Tx]
+type (
+	client = dblock.Client[pgx.Tx]
+	locked = dblock.Lock[pgx.Tx]
+)
 
 func within(t *testing.T) context.Context {
 	t.Helper()

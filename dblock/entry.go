@@ -252,9 +252,21 @@ func (e *engine) peek(en *entry) {
 			h.since, h.handed = e.now(), 0
 		} else {
 			h.closing = true
+			time.AfterFunc(e.limits.rush, h.reopen) // who queued may have left
 		}
 		e.advance(en)
 	}})
+}
+
+// reopen lets shared callers ask again whether they may join.
+func (h *hold) reopen() {
+	e := h.session.engine
+	e.mu.Lock()
+	defer e.unlock()
+	if h.entry.hold == h {
+		h.closing = false
+		e.advance(h.entry)
+	}
 }
 
 // drop gives a hold back that has no tenure any more.

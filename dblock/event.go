@@ -17,7 +17,7 @@ type EventKind int
 // The kinds of events.
 const (
 	Acquired EventKind = iota + 1
-	Refused            // a verb returned Err and no lock
+	Refused            // a caller in line got Err and no lock
 	Released
 	Lost    // Err is a *LostError
 	Overrun // held for longer than LockConfig.Expect; it is kept

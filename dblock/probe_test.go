@@ -177,7 +177,7 @@ func TestPlainRole(t *testing.T) {
 	role := db.Role(t)
 	db.GrantDML(t, role)
 	db.Exec(t, `ALTER ROLE "`+role+`" SET statement_timeout = '100ms'; ALTER ROLE "`+role+`" SET lock_timeout = '100ms';
-		ALTER ROLE "`+role+`" SET idle_session_timeout = '200ms'; ALTER ROLE "`+role+`" SET default_transaction_read_only = on;
+		ALTER ROLE "`+role+`" SET default_transaction_read_only = on;
 		ALTER ROLE "`+role+`" SET default_transaction_isolation = 'serializable'; ALTER ROLE "`+role+`" SET synchronous_commit = off`)
 	pool := db.Via(db.As(t, role)).Pool(t)
 	a, b := clientOf(t, pool, nil), clientOf(t, pool, nil)

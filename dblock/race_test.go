@@ -211,3 +211,56 @@ func TestOverrun(t *testing.T) {
 		}
 	}
 }
+
+// Close in the middle of a storm: every caller gets an answer, nothing is left, and the others go on.
+func TestCloseUnderLoad(t *testing.T) {
+	t.Parallel()
+	b := newBench(t)
+	all := b.clients(t, 3, nil)
+	closing, other := all[0], all[1:]
+	var wg sync.WaitGroup
+	var told atomic.Int64
+	began := make(chan struct{}, 1)
+	for range 20 {
+		wg.Go(func() {
+			for i := 0; ; i++ {
+				l, err := closing.Acquire(within(t), key(fmt.Sprint(i%3)), nil)
+				if errors.Is(err, dblock.ErrClosed) {
+					told.Add(1)
+					return
+				}
+				if err != nil {
+					t.Error(err)
+					return
+				}
+				if err := l.Release(t.Context()); err != nil && !errors.Is(err, dblock.ErrLost) {
+					t.Error(err)
+				}
+				if i == 20 {
+					select {
+					case began <- struct{}{}:
+					default:
+					}
+				}
+			}
+		})
+	}
+	for _, c := range other {
+		wg.Go(func() {
+			for i := range 60 {
+				release(t, acquire(t, c, fmt.Sprint(i%3), nil))
+			}
+		})
+	}
+	<-began
+	if err := closing.Close(within(t)); err != nil {
+		t.Error(err)
+	}
+	wg.Wait()
+	if told.Load() != 20 {
+		t.Errorf("%d callers were told", told.Load())
+	}
+	if locks, keys := closing.Used(); locks != 0 || keys != 0 {
+		t.Errorf("%d locks and %d keys are still counted", locks, keys)
+	}
+}

@@ -65,7 +65,8 @@ func (e *engine) connect(ctx context.Context, waiter bool) (*session, error) {
 	if err != nil {
 		return nil, unavailable(err)
 	}
-	s := &session{engine: e, conn: conn, waiter: waiter, alone: rand.Int64(), holds: map[*hold]struct{}{}, slice: e.limits.slice}
+	s := &session{engine: e, conn: conn, waiter: waiter, holds: map[*hold]struct{}{}, slice: e.limits.slice}
+	s.alone = rand.Int64() //nolint:gosec // it has to be unused, not secret
 	if err := s.prepare(ctx); err != nil {
 		_ = conn.Close(ctx)
 		return nil, err
@@ -144,7 +145,7 @@ func (s *session) tick() {
 	case quiet < beat:
 		beat -= quiet
 	case s.leading:
-		beat = s.left()
+		beat = min(s.left(), e.cfg.TTL/10)
 	case s.superfluous():
 		e.lose(s, LostClosed, nil)
 		return

@@ -125,7 +125,9 @@ func TestTokensSurviveACrash(t *testing.T) {
 	if err := syscall.Kill(pid, syscall.SIGKILL); err != nil {
 		t.Fatal(err)
 	}
-	lost(t, l)
+	if e := lost(t, l); e.Kind != dblock.LostConnection {
+		t.Errorf("got %v", e)
+	}
 	pgtest.Eventually(t, "the server is back", func() bool {
 		return pool.QueryRow(t.Context(), `SELECT last_value FROM pgonce.fence`).Scan(&behind) == nil
 	})

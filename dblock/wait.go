@@ -166,30 +166,40 @@ func (w *wait) await() (got bool, err error) {
 	if err := w.setSlice(); err != nil {
 		return false, err
 	}
-	for {
-		got, err := w.lock(w.number, w.shared)
-		if !got || err != nil {
-			return false, err
-		}
-		switch busy, err := w.own(); {
-		case pg.Code(err) == pg.CodeQueryCanceled: // meant for the wait before
+	got, err = w.lock(w.number, w.shared)
+	for got && err == nil {
+		var busy int64
+		busy, err = w.own()
+		switch {
+		case pg.Code(err) == pg.CodeQueryCanceled: // meant for the wait before; it may have left a companion behind
+			err = w.giveBack(w.number^companionExclusive, w.number^companionShared)
+			continue
 		case err != nil:
 			return false, w.settled(err)
 		case busy == 0:
 			return true, nil
-		default:
-			got, err := w.lock(w.number^busy, false) // while the key is kept
-			if err != nil {
-				return false, err
-			}
-			if !got {
-				return false, w.settled(nil)
-			}
 		}
-		if err := w.settled(nil); err != nil { // and once more from the start: the token comes last
+		if got, err = w.lock(w.number^busy, false); err != nil { // while the key is kept
 			return false, err
 		}
+		if !got {
+			return false, w.settled(nil)
+		}
+		err = w.giveBack(w.number ^ busy)
 	}
+	return false, err
+}
+
+// giveBack gives back what is held of some numbers. There is one cancel request at most that can hit it.
+func (w *wait) giveBack(numbers ...int64) error {
+	_, err := w.session.settle(numbers)
+	if pg.Code(err) == pg.CodeQueryCanceled {
+		_, err = w.session.settle(numbers)
+	}
+	if err != nil {
+		return &brokenError{err}
+	}
+	return nil
 }
 
 // settled gives back whatever is held, and returns err if that went well.
@@ -197,12 +207,8 @@ func (w *wait) settled(err error) error {
 	if err != nil && !pg.Rejected(err) {
 		return err
 	}
-	_, failed := w.session.settle([]int64{w.number})
-	if pg.Code(failed) == pg.CodeQueryCanceled { // meant for the wait before; there is one of it
-		_, failed = w.session.settle([]int64{w.number})
-	}
-	if failed != nil {
-		return &brokenError{failed}
+	if broken := w.giveBack(withCompanions(w.number)...); broken != nil {
+		return broken
 	}
 	return err
 }

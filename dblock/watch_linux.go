@@ -78,7 +78,7 @@ func (w *watch) look(fd int) {
 	var events [32]syscall.EpollEvent
 	for {
 		n, err := syscall.EpollWait(fd, events[:], 0)
-		if err == syscall.EINTR { //nolint:errorlint // it is never wrapped
+		if err == syscall.EINTR {
 			continue
 		}
 		if n <= 0 {
