@@ -1,0 +1,282 @@
+package dblock
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"iter"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/pgonce/pgonce/internal/pg"
+)
+
+// fakeServer is a session on which every lock is free. It can fall silent, and be slow.
+type fakeServer struct {
+	mu                  sync.Mutex
+	silent              bool
+	delay               time.Duration
+	takes, drops, beats int
+	sequence, pid       int64
+}
+
+func (f *fakeServer) RunAll(ctx context.Context, stmts ...pg.Stmt) error {
+	f.mu.Lock()
+	silent, delay := f.silent, f.delay
+	f.mu.Unlock()
+	if silent {
+		<-ctx.Done()
+		return context.Cause(ctx)
+	}
+	if delay > 0 {
+		time.Sleep(delay) //nolint:forbidigo // in a bubble of synctest
+	}
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	for _, s := range stmts {
+		switch s.SQL {
+		case sqlTake, sqlDrop:
+			*s.Dest[0].(*string) = strings.ReplaceAll(strings.Trim(s.Args[0].(string), "{}"), ",", ":1,") + ":1"
+			if s.SQL == sqlDrop {
+				f.drops++
+				continue
+			}
+			f.takes++
+			f.sequence++
+			*s.Dest[1].(*int64) = f.sequence
+		case pg.SQLBackendPID:
+			f.beats++
+			*s.Dest[0].(*int64) = f.pid
+		}
+	}
+	return nil
+}
+
+func (f *fakeServer) Run(ctx context.Context, s pg.Stmt) error { return f.RunAll(ctx, s) }
+func (*fakeServer) Query(context.Context, string, ...any) iter.Seq2[pg.Scan, error] {
+	return func(func(pg.Scan, error) bool) {}
+}
+func (*fakeServer) Cancel(context.Context) error { return nil }
+func (*fakeServer) Close(context.Context) error  { return nil }
+func (*fakeServer) Socket() syscall.RawConn      { return nil }
+
+func (f *fakeServer) set(fn func()) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	fn()
+}
+
+var errNoServer = errors.New("no server")
+
+// fakeClient has one shard, on a fake server, and can have no other.
+func fakeClient(t *testing.T) (*Client[struct{}], *fakeServer) {
+	t.Helper()
+	cfg, err := (&Config{}).resolved()
+	if err != nil {
+		t.Fatal(err)
+	}
+	e := newEngine(t.Context(), func(context.Context) (pg.Session, error) { return nil, errNoServer }, cfg)
+	e.watch.close() // its goroutine waits for the kernel, which would stop the clock of the bubble
+	e.watch = nil
+	e.wg.Wait()
+	f := &fakeServer{pid: 1}
+	s := &session{engine: e, conn: f, pid: 1, holds: map[*hold]struct{}{}, sent: e.now()}
+	s.ctx, s.cut = context.WithCancel(context.WithoutCancel(t.Context()))
+	e.budget = 1000
+	e.shards = append(e.shards, s)
+	s.begin()
+	return &Client[struct{}]{engine: e}, f
+}
+
+func end(t *testing.T, c *Client[struct{}]) {
+	t.Helper()
+	if err := c.Close(t.Context()); err != nil {
+		t.Error(err)
+	}
+}
+
+// A lock is kept by a heartbeat every third of the TTL, and is never closer than half of it to its end.
+func TestHeartbeats(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		c, f := fakeClient(t)
+		defer end(t, c)
+		l, err := c.Acquire(t.Context(), Key{"order", "1"}, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for range 60 {
+			time.Sleep(time.Second) //nolint:forbidigo // in a bubble of synctest
+			synctest.Wait()
+			if left := l.Remaining(); left < defaultTTL/2 {
+				t.Errorf("%v remain", left)
+			}
+		}
+		if f.beats != 12 {
+			t.Errorf("%d heartbeats in a minute, want one every 5 s", f.beats)
+		}
+	})
+}
+
+// The network falls silent. The lock is lost when the last request that was answered had been sent nine tenths of the
+// TTL ago, and not a moment later; whether anybody looks or not.
+func TestSilenceEndsALockInTime(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		c, f := fakeClient(t)
+		defer end(t, c)
+		f.set(func() { f.delay = time.Second }) // the answer to the grant comes a second after it was asked for
+		asked := time.Now()
+		l, err := c.Acquire(t.Context(), Key{"order", "1"}, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		f.set(func() { f.silent = true })
+		<-l.Context().Done()
+		if took := time.Since(asked); took != defaultTTL*9/10 {
+			t.Errorf("lost after %v, want %v after it was asked for", took, defaultTTL*9/10)
+		}
+		lost, ok := errors.AsType[*LostError](context.Cause(l.Context()))
+		if !ok || lost.Kind != LostSilence {
+			t.Errorf("got %v", context.Cause(l.Context()))
+		}
+		if _, err := c.Acquire(t.Context(), Key{"order", "2"}, nil); !errors.Is(err, ErrUnavailable) || !errors.Is(err, errNoServer) {
+			t.Errorf("got %v", err)
+		}
+	})
+}
+
+// An answer that comes when the server may have ended the session already is no grant.
+func TestLateAnswerIsNoGrant(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		c, f := fakeClient(t)
+		defer end(t, c)
+		f.set(func() { f.delay = defaultTTL })
+		if _, err := c.Acquire(t.Context(), Key{"order", "1"}, nil); !errors.Is(err, ErrUnavailable) {
+			t.Errorf("got %v", err)
+		}
+	})
+}
+
+// Sixty-four times a lock is handed over in memory, or for 2 ms, and then given back to the server, for others to have.
+func TestHandOversEnd(t *testing.T) {
+	t.Parallel()
+	for name, tc := range map[string]struct {
+		hold  time.Duration
+		drops int
+	}{
+		"after 64":                    {0, 2},
+		"after 2 ms":                  {time.Millisecond, 65},
+		"at once where it takes long": {time.Second, 130},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			synctest.Test(t, func(t *testing.T) {
+				c, f := fakeClient(t)
+				defer end(t, c)
+				var wg sync.WaitGroup
+				var mu sync.Mutex
+				var last Token
+				for range 130 {
+					wg.Go(func() {
+						l, err := c.Acquire(t.Context(), Key{"order", "1"}, nil)
+						if err != nil {
+							t.Error(err)
+							return
+						}
+						mu.Lock()
+						if l.Token() <= last {
+							t.Errorf("token %d after %d", l.Token(), last)
+						}
+						last = l.Token()
+						mu.Unlock()
+						if tc.hold > 0 {
+							time.Sleep(tc.hold) //nolint:forbidigo // in a bubble of synctest
+						} else {
+							synctest.Wait() // for the others to be in line
+						}
+						if err := l.Release(t.Context()); err != nil {
+							t.Error(err)
+						}
+					})
+				}
+				wg.Wait()
+				if f.drops != tc.drops {
+					t.Errorf("%d give-backs, want %d", f.drops, tc.drops)
+				}
+			})
+		})
+	}
+}
+
+// Callers of one process are served in the order in which they came.
+func TestFirstComeFirstServed(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		c, _ := fakeClient(t)
+		defer end(t, c)
+		first, err := c.Acquire(t.Context(), Key{"order", "1"}, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		var wg sync.WaitGroup
+		served := make(chan int, 20)
+		for i := range 20 {
+			wg.Go(func() {
+				l, err := c.Acquire(t.Context(), Key{"order", "1"}, nil)
+				if err != nil {
+					t.Error(err)
+					return
+				}
+				served <- i
+				if err := l.Release(t.Context()); err != nil {
+					t.Error(err)
+				}
+			})
+			synctest.Wait()
+		}
+		if err := first.Release(t.Context()); err != nil {
+			t.Error(err)
+		}
+		wg.Wait()
+		for want := range 20 {
+			if got := <-served; got != want {
+				t.Errorf("caller %d was served as number %d", got, want)
+			}
+		}
+	})
+}
+
+// A session behind which the server process has changed is not ours any more.
+func TestHeartbeatsFindAnotherProcess(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		c, f := fakeClient(t)
+		defer end(t, c)
+		l, err := c.Acquire(t.Context(), Key{"order", "1"}, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		f.set(func() { f.pid = 2 })
+		<-l.Context().Done()
+		if err := context.Cause(l.Context()); !errors.Is(err, ErrSessionNotPinned) || !errors.Is(err, ErrLost) {
+			t.Errorf("got %v", err)
+		}
+	})
+}
+
+func TestNamesOfKinds(t *testing.T) {
+	t.Parallel()
+	for want, got := range map[string]fmt.Stringer{
+		"overrun": Overrun, "acquired": Acquired, "unknown": EventKind(99), "silence": LostSilence, "closed": LostClosed, "fence": LostFence,
+	} {
+		if got.String() != want {
+			t.Errorf("got %s, want %s", got, want)
+		}
+	}
+}
