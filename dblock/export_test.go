@@ -25,3 +25,13 @@ const (
 	CompanionExclusive = companionExclusive
 	CompanionShared    = companionShared
 )
+
+// InLine is how many callers of this process wait for the key.
+func (c *Client[TX]) InLine(k Key) int {
+	c.engine.mu.Lock()
+	defer c.engine.mu.Unlock()
+	if en := c.engine.entries[c.engine.number(k)]; en != nil {
+		return len(en.line)
+	}
+	return 0
+}

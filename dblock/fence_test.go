@@ -168,3 +168,35 @@ func TestFenceFindsTheLossOut(t *testing.T) {
 		}
 	}
 }
+
+// The next in line of the same process waits for the fenced transaction, too: the lock is not handed over in memory.
+func TestFencedLockIsNotHandedOver(t *testing.T) {
+	t.Parallel()
+	b := newBench(t)
+	c := b.client(t, nil)
+	l := acquire(t, c, "1", nil)
+	tx, err := b.pool.Begin(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := l.FenceTx(t.Context(), tx); err != nil {
+		t.Fatal(err)
+	}
+	var committed atomic.Bool
+	done := make(chan *locked)
+	go func() {
+		l := acquire(t, c, "1", nil)
+		if !committed.Load() {
+			t.Error("the lock was given out beside a fenced transaction")
+		}
+		done <- l
+	}()
+	pgtest.Eventually(t, "the next one is in line", func() bool { return c.InLine(key("1")) == 1 })
+	release(t, l)
+	waiting(t, b, 1) // for the companion, on the server
+	committed.Store(true)
+	if err := tx.Commit(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	release(t, <-done)
+}
