@@ -12,8 +12,12 @@ import (
 	"testing"
 	"time"
 
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgxpool"
 	"github.com/pgonce/pgonce/dblock"
+	"github.com/pgonce/pgonce/internal/localpg"
 	"github.com/pgonce/pgonce/internal/pgtest"
+	"github.com/pgonce/pgonce/migrations"
 )
 
 // keyLocks counts the locks that sessions of this database hold on keys 0 to n-1, companions included.
@@ -263,4 +267,77 @@ func TestCloseUnderLoad(t *testing.T) {
 	if locks, keys := closing.Used(); locks != 0 || keys != 0 {
 		t.Errorf("%d locks and %d keys are still counted", locks, keys)
 	}
+}
+
+// The server itself runs out of room for locks, since others use it up. Callers are told, the session
+// lives on, and nothing is left held of the request that failed.
+func TestCapacityOfTheServer(t *testing.T) {
+	t.Parallel()
+	pgtest.New(t) // skips where there is no server to start, and watches for leaks
+	srv, err := localpg.Start(&localpg.Config{Settings: map[string]string{"max_connections": "20", "max_locks_per_transaction": "10"}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := srv.Stop(); err != nil {
+			t.Error(err)
+		}
+	})
+	pool, err := pgxpool.New(t.Context(), srv.URL("postgres"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(pool.Close)
+	if _, err := migrations.UpPool(t.Context(), pool, nil); err != nil {
+		t.Fatal(err)
+	}
+	c := clientOf(t, pool, &dblock.Config{MaxLocks: 200, TTL: time.Hour})
+	first := acquire(t, c, "first", nil)
+	greedy, err := pgx.Connect(t.Context(), srv.URL("postgres"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = greedy.Close(t.Context()) }()
+	for i := 0; err == nil; i++ {
+		_, err = greedy.Exec(t.Context(), `SELECT pg_advisory_lock($1)`, i)
+	}
+	for i := range 30 { // room for some of a request, not for all
+		if _, err := greedy.Exec(t.Context(), `SELECT pg_advisory_unlock($1)`, i); err != nil {
+			t.Fatal(err)
+		}
+	}
+	var wg sync.WaitGroup
+	var held, refused atomic.Int64
+	for i := range 150 {
+		wg.Go(func() {
+			l, err := c.Acquire(within(t), key(fmt.Sprint(i)), nil)
+			switch {
+			case err == nil:
+				held.Add(1)
+				release(t, l)
+			case errors.Is(err, dblock.ErrCapacity):
+				refused.Add(1)
+			default:
+				t.Error(err)
+			}
+		})
+	}
+	wg.Wait()
+	t.Logf("held %d, refused %d", held.Load(), refused.Load())
+	if refused.Load() == 0 {
+		t.Error("nobody was refused, so this shows nothing")
+	}
+	if first.Err() != nil {
+		t.Error(first.Err())
+	}
+	_ = greedy.Close(t.Context())
+	release(t, first)
+	var left int64
+	if err := pool.QueryRow(t.Context(), `SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND pid <> $1`, greedy.PgConn().PID()).Scan(&left); err != nil {
+		t.Fatal(err)
+	}
+	if left != 1 {
+		t.Errorf("%d locks are left on the server, want the liveness lock alone", left)
+	}
+	release(t, acquire(t, c, "again", nil))
 }
