@@ -156,3 +156,68 @@ SELECT CASE WHEN NOT pg_try_advisory_xact_lock_shared($1::bigint) THEN 'busy'
             WHEN pg_try_advisory_xact_lock_shared($2::bigint) THEN 'lost'
             ELSE 'ok' END`
 )
+
+// In the caller's transaction: nothing that these set or take outlives it. But for sqlLockRows they touch
+// no table.
+const (
+	// sqlTryTx takes the key's lock if it is free, and says whether this is a standby, which has locks of its
+	// own. CASE keeps the order: first the key, then its companions, by which transactions hold it
+	// that are fenced for a tenure that is over. Locks: three advisory, exclusive, until the transaction ends. It
+	// never waits.
+	sqlTryTx = `
+SELECT pg_is_in_recovery(),
+       CASE WHEN pg_is_in_recovery() THEN false
+            WHEN NOT pg_try_advisory_xact_lock($1::bigint) THEN false
+            WHEN NOT pg_try_advisory_xact_lock($2::bigint) THEN false
+            ELSE pg_try_advisory_xact_lock($3::bigint) END`
+
+	// sqlTrySharedTx is sqlTryTx for a shared lock, without the companions. Lock: one advisory, shared,
+	// until the transaction ends. It never waits.
+	sqlTrySharedTx = `
+SELECT pg_is_in_recovery(),
+       CASE WHEN pg_is_in_recovery() THEN false ELSE pg_try_advisory_xact_lock_shared($1::bigint) END`
+
+	// sqlProbeTx tells whether a companion is free. It comes in a savepoint that is rolled back, which lets go
+	// of it. Lock: one advisory, exclusive, for one round trip. It never waits.
+	sqlProbeTx = `SELECT pg_try_advisory_xact_lock($1::bigint)`
+
+	// sqlWaitTx waits for a lock, for as long as sqlLimit allows. Lock: one advisory, exclusive, until
+	// the transaction ends or the savepoint is rolled back.
+	sqlWaitTx = `SELECT pg_advisory_xact_lock($1::bigint)`
+
+	// sqlWaitSharedTx is sqlWaitTx for a shared lock.
+	sqlWaitSharedTx = `SELECT pg_advisory_xact_lock_shared($1::bigint)`
+
+	sqlSavepoint  = `SAVEPOINT pgonce_lock`
+	sqlRelease    = `RELEASE SAVEPOINT pgonce_lock`
+	sqlRollbackTo = `ROLLBACK TO SAVEPOINT pgonce_lock`
+
+	// sqlLimit bounds what follows: each wait for a lock, and each statement, by $1 ms. The caller's own
+	// limits are kept for sqlUnlimit, which is told by the WHERE that they have been before they
+	// are replaced. With $2 above 0 the wait is cut into slices that are $2 ms longer
+	// than it takes the server to find a deadlock: shorter ones would hide every deadlock for ever.
+	sqlLimit = `
+SELECT set_config('lock_timeout', (CASE WHEN $2::bigint > 0 THEN
+           least($1::bigint, $2::bigint + (1000 * extract(epoch FROM current_setting('deadlock_timeout')::interval))::bigint)
+           ELSE $1::bigint END)::text, true),
+       set_config('statement_timeout', ($1::bigint)::text, true)
+FROM (SELECT set_config('pgonce.kept_lock_timeout', current_setting('lock_timeout'), true) AS l,
+             set_config('pgonce.kept_statement_timeout', current_setting('statement_timeout'), true) AS s OFFSET 0) AS pgonce_kept
+WHERE l IS NOT NULL AND s IS NOT NULL`
+
+	// sqlUnlimit puts the caller's own limits back.
+	sqlUnlimit = `
+SELECT set_config('lock_timeout', current_setting('pgonce.kept_lock_timeout'), true),
+       set_config('statement_timeout', current_setting('pgonce.kept_statement_timeout'), true)`
+
+	// sqlLockRows locks rows of a user's table in the order of their keys and returns these as a
+	// JSON array. It is written for "public"."orders" with its column "id" (bigint), so that it can be
+	// read, run and tested as it stands; [Table] puts in names, type and mode. Locks: the rows, and
+	// ROW SHARE on the table. Index: the one of "id".
+	//
+	// ORDER BY is below the locking: rows are sorted first and locked one after the other. So
+	// callers that lock by the same column meet in one order and cannot wait for each other in a circle.
+	sqlLockRows = `
+SELECT coalesce(json_agg(pgonce_key)::text, '[]')
+FROM (SELECT "id"::text AS pgonce_key FROM "public"."orders" WHERE "id" = ANY ($1::text::bigint[]) ORDER BY "id" FOR NO KEY UPDATE) AS pgonce_locked`
+)

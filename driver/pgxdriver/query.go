@@ -2,6 +2,7 @@ package pgxdriver
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"iter"
 
@@ -132,6 +133,22 @@ func (q txQuerier) RunAll(ctx context.Context, stmts ...pg.Stmt) error {
 	var b pgx.Batch
 	queue(&b, stmts)
 	return mapError(q.tx.SendBatch(ctx, &b).Close())
+}
+
+var _ pg.Canceler = txQuerier{}
+
+// Cancel implements the seam. The server closes the connection that brought the request once it has
+// sent the signal, and pgx waits for that.
+func (q txQuerier) Cancel(ctx context.Context) error {
+	conn := q.tx.Conn()
+	if conn == nil {
+		return errors.New("pgxdriver: this transaction does not tell its connection")
+	}
+	err := conn.PgConn().CancelRequest(ctx)
+	if err == nil && ctx.Err() != nil { // pgx does not tell that it gave up waiting
+		err = context.Cause(ctx)
+	}
+	return mapError(err)
 }
 
 // acquire takes a connection and says in words why there is none.

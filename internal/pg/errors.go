@@ -43,6 +43,7 @@ const (
 	CodeNoSuchStatement  = "26000"
 	CodeLockTimeout      = "55P03"
 	CodeQueryCanceled    = "57014"
+	CodeOutOfMemory      = "53200"
 	CodeNoSavepoint      = "3B001"
 	CodeNoTx             = "25P01"
 	CodeReadOnlyTx       = "25006"

@@ -86,6 +86,13 @@ const (
 	Serializable   Isolation = "serializable"
 )
 
+// Canceler is a TxQuerier that can break off what its connection is running, from another
+// goroutine. When Cancel has returned nil, the server has passed the request on: it hits the
+// statement that runs by then, and nothing that is sent later.
+type Canceler interface {
+	Cancel(ctx context.Context) error
+}
+
 // TxStatus is what the client knows about its transaction without asking.
 type TxStatus byte
 
