@@ -69,14 +69,13 @@ var exceptions = map[string]string{
 func TestEverySQLConstantIsPortableAndValid(t *testing.T) {
 	t.Parallel()
 	db := pgtest.New(t)
-	db.Exec(t, `CREATE TABLE orders (id bigint PRIMARY KEY, state text)`) // what texts about a user's table are written for
 	conn, err := pgx.Connect(t.Context(), db.URL)
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer func() { _ = conn.Close(t.Context()) }()
 
-	db.Exec(t, `CREATE TABLE orders (id bigint PRIMARY KEY, state text)`) // what statemachine's texts are written for
+	db.Exec(t, `CREATE TABLE orders (id bigint PRIMARY KEY, state text)`) // what texts about a user's table are written for
 	constants := sqlConstants(t)
 	if len(constants) < 10 {
 		t.Fatalf("found only %v", slices.Sorted(maps.Keys(constants)))

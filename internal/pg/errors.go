@@ -47,7 +47,6 @@ const (
 	CodeNoSavepoint      = "3B001"
 	CodeNoTx             = "25P01"
 	CodeReadOnlyTx       = "25006"
-	CodeOutOfMemory      = "53200"
 	CodeTooManyClients   = "53300"
 	CodeAdminShutdown    = "57P01"
 	CodeCrashShutdown    = "57P02"

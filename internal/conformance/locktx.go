@@ -1,0 +1,504 @@
+//go:build unix
+
+package conformance
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/pgonce/pgonce/dblock"
+	"github.com/pgonce/pgonce/internal/pg"
+	"github.com/pgonce/pgonce/internal/pgtest"
+)
+
+func lockTxSuites[TX any]() suites[TX] {
+	return suites[TX]{
+		"lock/TxExcludes":     lockTxExcludes[TX],
+		"lock/TxShared":       lockTxShared[TX],
+		"lock/TxIntact":       lockTxIntact[TX],
+		"lock/TxRoleLimits":   lockTxRoleLimits[TX],
+		"lock/TxEnds":         lockTxEnds[TX],
+		"lock/TxCancelRaces":  lockTxCancelRaces[TX],
+		"lock/TxTimeoutRaces": lockTxTimeoutRaces[TX],
+		"lock/TxDeadlock":     lockTxDeadlock[TX],
+		"lock/TxSavepoints":   lockTxSavepoints[TX],
+		"lock/TxOldSnapshot":  lockTxOldSnapshot[TX],
+		"lock/TxReadOnly":     lockTxReadOnly[TX],
+		"lock/TxFailed":       lockTxFailed[TX],
+		"lock/TxKilled":       lockTxKilled[TX],
+		"lock/TxMisuse":       lockTxMisuse[TX],
+	}
+}
+
+// desk is a client of locks on a database with the effect table.
+type desk[TX any] struct {
+	Client[TX]
+	t     *testing.T
+	db    *pgtest.DB
+	pool  Pool[TX]
+	locks *dblock.Client[TX]
+}
+
+func newDesk[TX any](t *testing.T, c Client[TX], conns int) *desk[TX] {
+	t.Helper()
+	db := pgtest.New(t)
+	db.Exec(t, effects)
+	return deskOn(t, c, db, conns)
+}
+
+func deskOn[TX any](t *testing.T, c Client[TX], db *pgtest.DB, conns int) *desk[TX] {
+	t.Helper()
+	pool := c.Open(t, db, conns)
+	locks, err := dblock.New(t.Context(), pool.Driver, nil)
+	noErr(t, err)
+	return &desk[TX]{c, t, db, pool, locks}
+}
+
+// open begins a transaction as a user's code would, and rolls it back at the end of the test.
+func (d *desk[TX]) open(level pg.Isolation) TX {
+	d.t.Helper()
+	tx, err := d.pool.BeginTx(context.WithoutCancel(d.t.Context()), level)
+	noErr(d.t, err)
+	d.t.Cleanup(func() { _ = d.Rollback(context.Background(), tx) })
+	return tx
+}
+
+func (d *desk[TX]) exec(tx TX, sql string) {
+	d.t.Helper()
+	noErr(d.t, d.Exec(d.t.Context(), tx, sql))
+}
+
+// text is the one value that a query returns in the transaction.
+func (d *desk[TX]) text(tx TX, sql string) (s string) {
+	d.t.Helper()
+	noErr(d.t, d.pool.Tx(tx).Run(d.t.Context(), pg.Stmt{SQL: sql, Dest: []any{&s}}))
+	return s
+}
+
+// waiters waits until n backends wait for a lock.
+func (d *desk[TX]) waiters(n int64) {
+	d.t.Helper()
+	pgtest.Eventually(d.t, fmt.Sprintf("%d backends wait", n), func() bool {
+		return d.db.Int(d.t, `SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'`) == n
+	})
+}
+
+// held is how many advisory locks the transaction holds.
+func (d *desk[TX]) held(tx TX) string {
+	d.t.Helper()
+	return d.text(tx, `SELECT count(*)::text FROM pg_locks WHERE locktype = 'advisory' AND granted AND pid = pg_backend_pid()`)
+}
+
+var lockKey = dblock.Key{Space: "order", ID: "1"}
+
+func wantLocked(t *testing.T, what string, err error, want bool) {
+	t.Helper()
+	if want && err != nil || !want && !errors.Is(err, dblock.ErrNotAcquired) {
+		t.Errorf("%s: got %v, want it locked: %t", what, err, want)
+	}
+}
+
+// Whoever does not get the lock is told at once, or waits, and the transaction goes on.
+func lockTxExcludes[TX any](t *testing.T, c Client[TX]) {
+	d := newDesk(t, c, 4)
+	other := deskOn(t, c, d.db, 2)
+	first, second := d.open(""), other.open("")
+	noErr(t, d.locks.LockTx(t.Context(), first, lockKey, nil))
+	noErr(t, d.locks.LockTx(t.Context(), first, lockKey, nil)) // again, in the same transaction
+	noErr(t, d.locks.TryLockTx(t.Context(), first, lockKey, nil))
+
+	wantLocked(t, "try", other.locks.TryLockTx(t.Context(), second, lockKey, nil), false)
+	wantLocked(t, "try shared", other.locks.TryLockTx(t.Context(), second, lockKey, &dblock.TxConfig{Shared: true}), false)
+	for _, key := range []dblock.Key{{Space: "order", ID: "2"}, {Space: "orde", ID: "r1"}} {
+		wantLocked(t, "another key", other.locks.TryLockTx(t.Context(), second, key, nil), true)
+	}
+	for _, end := range []func(){func() { noErr(t, d.Commit(t.Context(), first)) }, func() { noErr(t, d.Rollback(t.Context(), first)) }} {
+		result := make(chan error, 1)
+		go func() { result <- other.locks.LockTx(t.Context(), second, lockKey, nil) }()
+		d.waiters(1)
+		end()
+		noErr(t, <-result)
+		other.exec(second, `INSERT INTO effect VALUES ('second')`)
+		noErr(t, other.Commit(t.Context(), second))
+		first, second = d.open(""), other.open("")
+		noErr(t, d.locks.LockTx(t.Context(), first, lockKey, nil))
+	}
+	noErr(t, d.Rollback(t.Context(), first))
+	wantInt(t, "effects", d.db.Int(t, `SELECT count(*) FROM effect`), 2)
+}
+
+// Shared locks are had together, and keep exclusive ones away, which wait for all of them.
+func lockTxShared[TX any](t *testing.T, c Client[TX]) {
+	d := newDesk(t, c, 4)
+	shared := &dblock.TxConfig{Shared: true}
+	a, b, w := d.open(""), d.open(""), d.open("")
+	noErr(t, d.locks.LockTx(t.Context(), a, lockKey, shared))
+	noErr(t, d.locks.TryLockTx(t.Context(), b, lockKey, shared))
+	wantLocked(t, "exclusive", d.locks.TryLockTx(t.Context(), w, lockKey, nil), false)
+	result := make(chan error, 1)
+	go func() { result <- d.locks.LockTx(t.Context(), w, lockKey, nil) }()
+	d.waiters(1)
+	noErr(t, d.Commit(t.Context(), a))
+	d.waiters(1)
+	noErr(t, d.Commit(t.Context(), b))
+	noErr(t, <-result)
+
+	r := d.open("")
+	wantLocked(t, "shared", d.locks.TryLockTx(t.Context(), r, lockKey, shared), false)
+	go func() { result <- d.locks.LockTx(t.Context(), r, lockKey, shared) }()
+	d.waiters(1)
+	noErr(t, d.Commit(t.Context(), w))
+	noErr(t, <-result)
+	if n := d.held(r); n != "1" {
+		t.Errorf("a shared lock holds %s numbers", n)
+	}
+}
+
+// Whatever becomes of a wait, the caller's settings, savepoints and writes are as they were, and
+// nothing is held that was not granted.
+func lockTxIntact[TX any](t *testing.T, c Client[TX]) {
+	for outcome, tc := range map[string]struct {
+		ctx  func(ctx context.Context) (context.Context, context.CancelFunc)
+		free bool // when the wait begins
+		ends func(cancel context.CancelFunc, free func())
+		want error
+	}{
+		"free":  {free: true},
+		"waits": {ends: func(_ context.CancelFunc, free func()) { free() }},
+		"times out": {
+			ctx: func(ctx context.Context) (context.Context, context.CancelFunc) {
+				return context.WithTimeout(ctx, 50*time.Millisecond)
+			},
+			want: context.DeadlineExceeded,
+		},
+		"canceled": {ends: func(cancel context.CancelFunc, _ func()) { cancel() }, want: context.Canceled},
+	} {
+		for _, shared := range []bool{false, true} {
+			t.Run(fmt.Sprintf("%s, shared %t", outcome, shared), func(t *testing.T) {
+				t.Parallel()
+				d := newDesk(t, c, 2)
+				holder, tx := d.open(""), d.open("")
+				if !tc.free {
+					noErr(t, d.locks.LockTx(t.Context(), holder, lockKey, nil))
+				}
+				// One setting of the session's, one of the transaction's.
+				d.exec(tx, `SELECT set_config('lock_timeout', '7s', false), set_config('statement_timeout', '90s', true)`)
+				d.exec(tx, `INSERT INTO effect VALUES ('before')`)
+				d.exec(tx, `SAVEPOINT mine`)
+				const settings = `SELECT string_agg(name || ' ' || setting, ', ' ORDER BY name) FROM pg_settings
+					WHERE name IN ('lock_timeout', 'statement_timeout', 'transaction_isolation', 'search_path', 'deadlock_timeout', 'role')`
+				before := d.text(tx, settings)
+
+				ctx, cancel := context.WithCancel(t.Context())
+				if tc.ctx != nil {
+					ctx, cancel = tc.ctx(t.Context())
+				}
+				defer cancel()
+				result := make(chan error, 1)
+				go func() { result <- d.locks.LockTx(ctx, tx, lockKey, &dblock.TxConfig{Shared: shared}) }()
+				if tc.ends != nil {
+					d.waiters(1)
+					tc.ends(cancel, func() { noErr(t, d.Commit(t.Context(), holder)) })
+				}
+				err := <-result
+				if tc.want != nil {
+					wantErr(t, err, dblock.ErrNotAcquired)
+				}
+				wantErr(t, err, tc.want)
+				if after := d.text(tx, settings); after != before {
+					t.Errorf("settings were %s and are %s", before, after)
+				}
+				if n := d.held(tx); (n == "0") != (tc.want != nil) {
+					t.Errorf("%s locks are held, after %v", n, err)
+				}
+				d.exec(tx, `INSERT INTO effect VALUES ('undone')`)
+				d.exec(tx, `ROLLBACK TO SAVEPOINT mine`)
+				d.exec(tx, `RELEASE SAVEPOINT mine`)
+				d.exec(tx, `INSERT INTO effect VALUES ('after')`)
+				noErr(t, d.Commit(t.Context(), tx))
+				wantInt(t, "effects", d.db.Int(t, `SELECT count(*) FROM effect WHERE name <> 'undone'`), 2)
+				wantInt(t, "undone effects", d.db.Int(t, `SELECT count(*) FROM effect WHERE name = 'undone'`), 0)
+			})
+		}
+	}
+}
+
+// The role's own time-outs do not end a wait that ctx allows.
+func lockTxRoleLimits[TX any](t *testing.T, c Client[TX]) {
+	d := newDesk(t, c, 2)
+	holder, tx := d.open(""), d.open("")
+	noErr(t, d.locks.LockTx(t.Context(), holder, lockKey, nil))
+	d.exec(tx, `SELECT set_config('lock_timeout', '1ms', true), set_config('statement_timeout', '300ms', true)`)
+	result := make(chan error, 1)
+	go func() { result <- d.locks.LockTx(t.Context(), tx, lockKey, nil) }()
+	d.waiters(1)
+	pgtest.Eventually(t, "the wait has outlasted the role's limits", func() bool {
+		return d.db.Int(t, `SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'
+			AND clock_timestamp() - query_start > interval '400 ms'`) == 1
+	})
+	noErr(t, d.Commit(t.Context(), holder))
+	noErr(t, <-result)
+	if got := d.text(tx, `SELECT current_setting('lock_timeout') || ' ' || current_setting('statement_timeout')`); got != "1ms 300ms" {
+		t.Errorf("the limits are %s", got)
+	}
+}
+
+// A ctx that is over asks for nothing. One that ends with a cause of its own tells it.
+func lockTxEnds[TX any](t *testing.T, c Client[TX]) {
+	d := newDesk(t, c, 2)
+	holder, tx := d.open(""), d.open("")
+	cause := errors.New("shutting down")
+	ctx, cancel := context.WithCancelCause(t.Context())
+	cancel(cause)
+	for _, verb := range []func(context.Context, TX, dblock.Key, *dblock.TxConfig) error{d.locks.LockTx, d.locks.TryLockTx} {
+		err := verb(ctx, tx, lockKey, nil)
+		for _, want := range []error{dblock.ErrNotAcquired, context.Canceled, cause} {
+			wantErr(t, err, want)
+		}
+	}
+	if n := d.held(tx); n != "0" {
+		t.Errorf("%s locks are held", n)
+	}
+	noErr(t, d.locks.LockTx(t.Context(), holder, lockKey, nil))
+	for _, wait := range []time.Duration{time.Nanosecond, time.Microsecond, time.Millisecond} { // never no limit at all
+		ctx, cancel := context.WithTimeout(t.Context(), wait)
+		wantErr(t, d.locks.LockTx(ctx, tx, lockKey, nil), context.DeadlineExceeded)
+		cancel()
+	}
+	d.exec(tx, `INSERT INTO effect VALUES ('fine')`)
+}
+
+// The end of ctx races with the grant. Either the lock is held or nothing is, and no request to
+// cancel comes so late that it hits the caller's next statement.
+func lockTxCancelRaces[TX any](t *testing.T, c Client[TX]) {
+	d := newDesk(t, c, 2)
+	rounds := 60
+	if _, ok := d.pool.Tx(d.open("")).(pg.Canceler); !ok {
+		rounds = 3 // each waits for the end of a slice
+	}
+	d = newDesk(t, c, 2)
+	seed := rand.Uint64()
+	random := rand.New(rand.NewPCG(seed, 0))
+	outcomes := map[bool]int{}
+	for range rounds {
+		holder, tx := d.open(""), d.open("")
+		noErr(t, d.locks.LockTx(t.Context(), holder, lockKey, nil))
+		ctx, cancel := context.WithCancel(t.Context())
+		result := make(chan error, 1)
+		go func() { result <- d.locks.LockTx(ctx, tx, lockKey, nil) }()
+		d.waiters(1)
+		steps := []func(){cancel, func() { noErr(t, d.Commit(t.Context(), holder)) }}
+		if random.IntN(2) == 0 {
+			slices.Reverse(steps)
+		}
+		var wg sync.WaitGroup
+		for _, step := range steps {
+			wg.Go(step)
+		}
+		wg.Wait()
+		err := <-result
+		outcomes[err == nil]++
+		wantLocked(t, "race", err, err == nil)
+		d.exec(tx, `SELECT pg_sleep(0.01)`) // what a late request would hit
+		if n := d.held(tx); (n != "0") != (err == nil) {
+			t.Fatalf("%s locks are held, after %v (seed %d)", n, err, seed)
+		}
+		noErr(t, d.Commit(t.Context(), tx))
+		cancel()
+	}
+	t.Logf("seed %d, locked or not: %v", seed, outcomes)
+}
+
+// Time-outs race with grants, many at once: a wait that has timed out holds nothing.
+func lockTxTimeoutRaces[TX any](t *testing.T, c Client[TX]) {
+	const callers, rounds = 4, 40
+	d := newDesk(t, c, callers)
+	var wg sync.WaitGroup
+	var mu sync.Mutex
+	outcomes := map[bool]int{}
+	for range callers {
+		wg.Go(func() {
+			for range rounds {
+				tx, err := d.pool.BeginTx(t.Context(), "")
+				if err != nil {
+					t.Error(err)
+					return
+				}
+				ctx, cancel := context.WithTimeout(t.Context(), 3*time.Millisecond)
+				err = d.locks.LockTx(ctx, tx, lockKey, nil)
+				cancel()
+				mu.Lock()
+				outcomes[err == nil]++
+				mu.Unlock()
+				wantLocked(t, "time-out", err, err == nil)
+				var held int64
+				count := pg.Stmt{SQL: `SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND granted AND pid = pg_backend_pid()`, Dest: []any{&held}}
+				if broken := d.pool.Tx(tx).Run(t.Context(), count); broken != nil || (held > 0) != (err == nil) {
+					t.Errorf("%d locks are held (%v), after %v", held, broken, err)
+				}
+				if err := d.Commit(t.Context(), tx); err != nil {
+					t.Error(err)
+				}
+			}
+		})
+	}
+	wg.Wait()
+	t.Logf("locked or not: %v", outcomes)
+}
+
+// Two transactions that take two keys crosswise: the server finds it out, also where waits are cut into
+// slices. The loser has to roll back, the other one goes on.
+func lockTxDeadlock[TX any](t *testing.T, c Client[TX]) {
+	d := newDesk(t, c, 2)
+	keys := []dblock.Key{{Space: "order", ID: "1"}, {Space: "order", ID: "2"}}
+	type outcome struct {
+		tx  TX
+		err error
+	}
+	results := make(chan outcome, 2)
+	var txs []TX
+	for i := range keys {
+		txs = append(txs, d.open(""))
+		noErr(t, d.locks.LockTx(t.Context(), txs[i], keys[i], nil))
+	}
+	for i := range keys {
+		go func() { results <- outcome{txs[i], d.locks.LockTx(t.Context(), txs[i], keys[1-i], nil)} }()
+	}
+	loser := <-results
+	for _, want := range []error{dblock.ErrDeadlock, dblock.ErrRetryTx} {
+		wantErr(t, loser.err, want)
+	}
+	d.exec(loser.tx, `INSERT INTO effect VALUES ('it can go on, but should not')`)
+	noErr(t, d.Rollback(t.Context(), loser.tx))
+	winner := <-results
+	noErr(t, winner.err)
+}
+
+// A savepoint that is rolled back takes the locks with it that came after it, and no other ones.
+func lockTxSavepoints[TX any](t *testing.T, c Client[TX]) {
+	d := newDesk(t, c, 3)
+	later := dblock.Key{Space: "order", ID: "2"}
+	tx, holder, other := d.open(""), d.open(""), d.open("")
+	noErr(t, d.locks.LockTx(t.Context(), holder, lockKey, nil))
+	result := make(chan error, 1)
+	go func() { result <- d.locks.LockTx(t.Context(), tx, lockKey, nil) }() // waits, so it has had a savepoint of its own
+	d.waiters(1)
+	noErr(t, d.Commit(t.Context(), holder))
+	noErr(t, <-result)
+	d.exec(tx, `SAVEPOINT mine`)
+	noErr(t, d.locks.LockTx(t.Context(), tx, later, nil))
+	d.exec(tx, `ROLLBACK TO SAVEPOINT mine`)
+	wantLocked(t, "from before the savepoint", d.locks.TryLockTx(t.Context(), other, lockKey, nil), false)
+	wantLocked(t, "from after the savepoint", d.locks.TryLockTx(t.Context(), other, later, nil), true)
+}
+
+// The lock does not make a snapshot newer: above READ COMMITTED a transaction reads what was
+// committed before its first statement, and so before the wait.
+func lockTxOldSnapshot[TX any](t *testing.T, c Client[TX]) {
+	for level, want := range map[pg.Isolation]string{pg.ReadCommitted: "1", pg.RepeatableRead: "0", pg.Serializable: "0"} {
+		t.Run(string(level), func(t *testing.T) {
+			t.Parallel()
+			d := newDesk(t, c, 2)
+			holder, tx := d.open(""), d.open(level)
+			noErr(t, d.locks.LockTx(t.Context(), holder, lockKey, nil))
+			d.exec(holder, `INSERT INTO effect VALUES ('holder')`)
+			result := make(chan error, 1)
+			go func() { result <- d.locks.LockTx(t.Context(), tx, lockKey, nil) }()
+			d.waiters(1)
+			noErr(t, d.Commit(t.Context(), holder))
+			noErr(t, <-result)
+			if n := d.text(tx, `SELECT count(*)::text FROM effect`); n != want {
+				t.Errorf("reads %s effects, want %s", n, want)
+			}
+		})
+	}
+}
+
+// A READ ONLY transaction may lock a key, with a wait too, but no row.
+func lockTxReadOnly[TX any](t *testing.T, c Client[TX]) {
+	d := newDesk(t, c, 2)
+	d.db.Exec(t, `INSERT INTO effect VALUES ('row')`)
+	holder, tx := d.open(""), d.open("")
+	d.exec(tx, `SET TRANSACTION READ ONLY`)
+	noErr(t, d.locks.LockTx(t.Context(), holder, lockKey, nil))
+	result := make(chan error, 1)
+	go func() { result <- d.locks.LockTx(t.Context(), tx, lockKey, nil) }()
+	d.waiters(1)
+	noErr(t, d.Commit(t.Context(), holder))
+	noErr(t, <-result)
+	_, err := dblock.LockRowsTx(t.Context(), d.locks, tx, dblock.Table{Name: "effect", ID: "name"}, []string{"row"}, nil)
+	wantErr(t, err, dblock.ErrReadOnlyTx)
+	if n := d.held(tx); n == "0" {
+		t.Error("the lock is gone")
+	}
+}
+
+// In a transaction in which a statement has failed, or that is over, nothing is done.
+func lockTxFailed[TX any](t *testing.T, c Client[TX]) {
+	d := newDesk(t, c, 2)
+	calls := map[string]func(tx TX) error{
+		"LockTx":    func(tx TX) error { return d.locks.LockTx(t.Context(), tx, lockKey, nil) },
+		"TryLockTx": func(tx TX) error { return d.locks.TryLockTx(t.Context(), tx, lockKey, nil) },
+		"shared": func(tx TX) error {
+			return d.locks.TryLockTx(t.Context(), tx, lockKey, &dblock.TxConfig{Shared: true})
+		},
+		"LockRowsTx": func(tx TX) error {
+			_, err := dblock.LockRowsTx(t.Context(), d.locks, tx, dblock.Table{Name: "effect", ID: "name"}, []string{"a"}, nil)
+			return err
+		},
+	}
+	for name, call := range calls {
+		tx := d.open("")
+		d.exec(tx, `SAVEPOINT pgonce_lock`) // of the caller's, by our name
+		d.exec(tx, `INSERT INTO effect VALUES ('caller')`)
+		_ = d.Exec(t.Context(), tx, `SELECT 1/0`)
+		if err := call(tx); !errors.Is(err, dblock.ErrTxUnusable) {
+			t.Errorf("%s: got %v", name, err)
+		}
+		if err := d.Exec(t.Context(), tx, `SELECT 1`); err == nil {
+			t.Errorf("%s has mended the transaction", name)
+		}
+		noErr(t, d.Rollback(t.Context(), tx))
+		if err := call(tx); err == nil || errors.Is(err, dblock.ErrNotAcquired) {
+			t.Errorf("%s after the end: got %v", name, err)
+		}
+	}
+	wantInt(t, "effects", d.db.Int(t, `SELECT count(*) FROM effect`), 0)
+}
+
+// The server ends the session that waits.
+func lockTxKilled[TX any](t *testing.T, c Client[TX]) {
+	d := newDesk(t, c, 2)
+	holder, tx := d.open(""), d.open("")
+	noErr(t, d.locks.LockTx(t.Context(), holder, lockKey, nil))
+	result := make(chan error, 1)
+	go func() { result <- d.locks.LockTx(t.Context(), tx, lockKey, nil) }()
+	d.waiters(1)
+	d.db.Exec(t, `SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'`)
+	err := <-result
+	wantErr(t, err, dblock.ErrUnavailable)
+	if errors.Is(err, dblock.ErrNotAcquired) {
+		t.Errorf("taken for a lock that is not free: %v", err)
+	}
+}
+
+func lockTxMisuse[TX any](t *testing.T, c Client[TX]) {
+	d := newDesk(t, c, 1)
+	var none TX
+	tx := d.open("")
+	for name, err := range map[string]error{
+		"nil transaction": d.locks.LockTx(t.Context(), none, lockKey, nil),
+		"space is empty":  d.locks.LockTx(t.Context(), tx, dblock.Key{ID: "1"}, nil),
+		"id has 300":      d.locks.TryLockTx(t.Context(), tx, dblock.Key{Space: "s", ID: strings.Repeat("x", 300)}, nil),
+	} {
+		wantText(t, err, name)
+	}
+	d.exec(tx, `INSERT INTO effect VALUES ('fine')`)
+}
