@@ -50,7 +50,7 @@ type suites[TX any] map[string]func(*testing.T, Client[TX])
 // Run runs every suite.
 func Run[TX any](t *testing.T, c Client[TX]) {
 	t.Helper()
-	for _, suites := range []suites[TX]{seamSuites[TX](), idemSuites[TX](), machineSuites[TX](), lockSuites[TX](), lockTxSuites[TX]()} {
+	for _, suites := range []suites[TX]{seamSuites[TX](), idemSuites[TX](), machineSuites[TX](), lockSuites[TX](), lockTxSuites[TX](), lockRowsSuites[TX]()} {
 		for name, suite := range suites {
 			t.Run(name, func(t *testing.T) {
 				t.Parallel()
