@@ -10,6 +10,7 @@ mkdir "$dir" || exit 1
 	rm -rf "$dir"
 	exit 1
 }
+if [ -n "$PGONCE_STANDBY" ]; then : >"$dir/data/standby.signal"; fi
 "$bin/postgres" -D "$dir/data" -c listen_addresses= -c unix_socket_directories="$dir" "$@" >>"$dir/log" 2>&1 3<&- &
 server=$!
 {

@@ -44,6 +44,10 @@ type Config struct {
 	// it, and writable for the server's user. Defaults to a RAM disk or /tmp, by Durable.
 	Dir string
 
+	// Standby starts the server in recovery, without a primary to follow: it answers questions and
+	// accepts no write.
+	Standby bool
+
 	// Settings are passed to the server, after the defaults.
 	Settings map[string]string
 }
@@ -96,6 +100,9 @@ func (s *Server) launch(bin string, cred *syscall.Credential, cfg *Config) error
 	cmd := exec.Command("/bin/sh", args...)
 	cmd.Dir = "/"
 	cmd.Env = []string{"PATH=/usr/bin:/bin:/usr/sbin:/sbin", "HOME=" + s.dir, "TMPDIR=" + s.dir, "LANG=C", "LC_ALL=C"}
+	if cfg.Standby {
+		cmd.Env = append(cmd.Env, "PGONCE_STANDBY=1")
+	}
 	cmd.ExtraFiles = []*os.File{read} // file descriptor 3
 	cmd.Stderr = &s.log
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Credential: cred} // Ctrl-C is for us, not for the server

@@ -1,0 +1,291 @@
+//go:build unix
+
+package dblock
+
+import (
+	"context"
+	"errors"
+	"testing"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgxpool"
+	"github.com/pgonce/pgonce/driver/pgxdriver"
+	"github.com/pgonce/pgonce/internal/localpg"
+	"github.com/pgonce/pgonce/internal/pg"
+	"github.com/pgonce/pgonce/internal/pgtest"
+)
+
+var txKey = Key{Space: "order", ID: "1"}
+
+// inTx runs fn in a transaction that is rolled back.
+func inTx(t *testing.T, pool *pgxpool.Pool, fn func(tx pgx.Tx)) {
+	t.Helper()
+	tx, err := pool.Begin(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = tx.Rollback(context.WithoutCancel(t.Context())) }()
+	fn(tx)
+}
+
+func txClient(t *testing.T, pool *pgxpool.Pool) *Client[pgx.Tx] {
+	t.Helper()
+	c, err := New(t.Context(), pgxdriver.New(pool), nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return c
+}
+
+// A transaction that is fenced for a holder who is lost keeps LockTx waiting: an exclusive tenure's
+// keeps all, a shared one's the exclusive ones. Where that is given up, a shared lock is left at most.
+func TestLockTxWaitsForFencedTransactions(t *testing.T) {
+	t.Parallel()
+	for name, tc := range map[string]struct {
+		companion    int64
+		shared, free bool
+	}{
+		"exclusive tenure, exclusive": {companionExclusive, false, false},
+		"exclusive tenure, shared":    {companionExclusive, true, false},
+		"shared tenure, exclusive":    {companionShared, false, false},
+		"shared tenure, shared":       {companionShared, true, true},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			db := pgtest.New(t)
+			pool := db.Pool(t)
+			c := txClient(t, pool)
+			cfg := &TxConfig{Shared: tc.shared}
+			inTx(t, pool, func(fenced pgx.Tx) {
+				if _, err := fenced.Exec(t.Context(), `SELECT pg_advisory_xact_lock_shared($1)`, txKey.number("pgonce")^tc.companion); err != nil {
+					t.Fatal(err)
+				}
+				inTx(t, pool, func(tx pgx.Tx) {
+					if err := c.TryLockTx(t.Context(), tx, txKey, cfg); (err == nil) != tc.free || !tc.free && !errors.Is(err, ErrNotAcquired) {
+						t.Errorf("try: %v", err)
+					}
+				})
+				inTx(t, pool, func(tx pgx.Tx) {
+					ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
+					defer cancel()
+					if err := c.LockTx(ctx, tx, txKey, cfg); (err == nil) != tc.free || !tc.free && !errors.Is(err, context.DeadlineExceeded) {
+						t.Errorf("lock: %v", err)
+					}
+				})
+				if tc.free {
+					return
+				}
+				inTx(t, pool, func(tx pgx.Tx) {
+					result := make(chan error, 1)
+					go func() { result <- c.LockTx(t.Context(), tx, txKey, cfg) }()
+					pgtest.Eventually(t, "LockTx waits", func() bool {
+						return db.Int(t, `SELECT count(*) FROM pg_locks WHERE NOT granted AND locktype = 'advisory' AND database = (SELECT oid FROM pg_database WHERE datname = current_database())`) == 1
+					})
+					if err := fenced.Commit(t.Context()); err != nil {
+						t.Error(err)
+					}
+					if err := <-result; err != nil {
+						t.Error(err)
+					}
+				})
+			})
+		})
+	}
+}
+
+// A fence that comes late, when an exclusive LockTx has the key, is refused.
+func TestLockTxRefusesALateFence(t *testing.T) {
+	t.Parallel()
+	pool := pgtest.New(t).Pool(t)
+	c := txClient(t, pool)
+	inTx(t, pool, func(tx pgx.Tx) {
+		if err := c.LockTx(t.Context(), tx, txKey, nil); err != nil {
+			t.Fatal(err)
+		}
+		inTx(t, pool, func(late pgx.Tx) {
+			for _, companion := range []int64{companionExclusive, companionShared} {
+				var fenced bool
+				err := late.QueryRow(t.Context(), `SELECT pg_try_advisory_xact_lock_shared($1)`, txKey.number("pgonce")^companion).Scan(&fenced)
+				if err != nil || fenced {
+					t.Errorf("fenced: %t, %v", fenced, err)
+				}
+			}
+		})
+	})
+}
+
+// A standby has locks of its own, so one taken there would exclude nobody.
+func TestLockTxOnAStandby(t *testing.T) {
+	t.Parallel()
+	srv, err := localpg.Start(&localpg.Config{Standby: true})
+	if errors.Is(err, localpg.ErrNoBinaries) {
+		t.Skip(err)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := srv.Stop(); err != nil {
+			t.Error(err)
+		}
+	})
+	pool, err := pgxpool.New(t.Context(), srv.URL("postgres"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(pool.Close)
+	c := &Client[pgx.Tx]{db: pgxdriver.New(pool), cfg: Config{Schema: "pgonce"}} // New would refuse
+	inTx(t, pool, func(tx pgx.Tx) {
+		for _, cfg := range []*TxConfig{nil, {Shared: true}} {
+			if err := c.LockTx(t.Context(), tx, txKey, cfg); !errors.Is(err, ErrReadOnly) {
+				t.Errorf("LockTx: %v", err)
+			}
+			if err := c.TryLockTx(t.Context(), tx, txKey, cfg); !errors.Is(err, ErrReadOnly) {
+				t.Errorf("TryLockTx: %v", err)
+			}
+		}
+		var held int64
+		err := tx.QueryRow(t.Context(), `SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND pid = pg_backend_pid()`).Scan(&held)
+		if err != nil || held != 0 {
+			t.Errorf("%d locks are held, %v", held, err)
+		}
+		if _, err := LockRowsTx(t.Context(), c, tx, Table{Name: "pg_catalog.pg_database", ID: "datname"}, []string{"postgres"}, nil); !errors.Is(err, ErrReadOnlyTx) {
+			t.Errorf("LockRowsTx: %v", err)
+		}
+	})
+}
+
+// What the verbs cost: round trips, counted on the wire; no transaction number and no WAL for locks on keys, and both
+// for locks on rows.
+func TestCostInTheCallersTransaction(t *testing.T) {
+	t.Parallel()
+	db := pgtest.New(t)
+	db.Exec(t, `CREATE TABLE account (id bigint PRIMARY KEY); INSERT INTO account SELECT generate_series(1, 10)`)
+	wire := pgtest.NewWire()
+	cfg := db.Config(t)
+	cfg.MaxConns = 1
+	cfg.ConnConfig.DefaultQueryExecMode = pgx.QueryExecModeExec
+	cfg.ConnConfig.DialFunc = wire.Dial(cfg.ConnConfig.DialFunc)
+	pool := db.Open(t, cfg)
+	c := txClient(t, pool)
+	holderPool := db.Pool(t)
+	holder := txClient(t, holderPool)
+	shared, rows := &TxConfig{Shared: true}, &RowsConfig{Wait: NoWait}
+	lockRows := func(tx pgx.Tx) error {
+		_, err := LockRowsTx(t.Context(), c, tx, Table{Name: "account"}, []int64{3, 1, 2}, rows)
+		return err
+	}
+	for name, tc := range map[string]struct {
+		call  func(tx pgx.Tx) error
+		trips int64
+		held  bool // by somebody else
+		xid   bool
+	}{
+		"LockTx, free":      {func(tx pgx.Tx) error { return c.LockTx(t.Context(), tx, txKey, nil) }, 1, false, false},
+		"TryLockTx, free":   {func(tx pgx.Tx) error { return c.TryLockTx(t.Context(), tx, txKey, nil) }, 1, false, false},
+		"TryLockTx, held":   {func(tx pgx.Tx) error { return wantNotAcquired(c.TryLockTx(t.Context(), tx, txKey, nil)) }, 1, true, false},
+		"LockTx, shared":    {func(tx pgx.Tx) error { return c.LockTx(t.Context(), tx, txKey, shared) }, 3, false, false},
+		"TryLockTx, shared": {func(tx pgx.Tx) error { return c.TryLockTx(t.Context(), tx, txKey, shared) }, 2, false, false},
+		"LockRowsTx":        {lockRows, 2, false, true},
+		"LockRowsTx, no key": {func(tx pgx.Tx) error {
+			_, err := LockRowsTx(t.Context(), c, tx, Table{Name: "account"}, []int64{}, nil)
+			return err
+		}, 0, false, false},
+	} {
+		run := func() {
+			inTx(t, pool, func(tx pgx.Tx) {
+				before := wire.Trips()
+				if err := tc.call(tx); err != nil {
+					t.Errorf("%s: %v", name, err)
+				}
+				if got := wire.Trips() - before; got != tc.trips {
+					t.Errorf("%s: %d round trips, want %d", name, got, tc.trips)
+				}
+				var xid bool
+				if err := tx.QueryRow(t.Context(), `SELECT pg_current_xact_id_if_assigned() IS NOT NULL`).Scan(&xid); err != nil || xid != tc.xid {
+					t.Errorf("%s: xid %t, %v", name, xid, err)
+				}
+			})
+		}
+		if !tc.held {
+			run()
+			continue
+		}
+		inTx(t, holderPool, func(tx pgx.Tx) {
+			if err := holder.LockTx(t.Context(), tx, txKey, nil); err != nil {
+				t.Fatal(err)
+			}
+			run()
+		})
+	}
+
+	// A wait: three trips.
+	inTx(t, pool, func(tx pgx.Tx) {
+		held, err := holderPool.Begin(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := holder.LockTx(t.Context(), held, txKey, nil); err != nil {
+			t.Fatal(err)
+		}
+		before := wire.Trips()
+		result := make(chan error, 1)
+		go func() { result <- c.LockTx(t.Context(), tx, txKey, nil) }()
+		pgtest.Eventually(t, "LockTx waits", func() bool {
+			return db.Int(t, `SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event = 'advisory'`) == 1
+		})
+		if err := held.Commit(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		if err := <-result; err != nil {
+			t.Error(err)
+		}
+		if got := wire.Trips() - before; got != 3 {
+			t.Errorf("a wait took %d round trips, want 3", got)
+		}
+	})
+}
+
+func wantNotAcquired(err error) error {
+	if errors.Is(err, ErrNotAcquired) {
+		return nil
+	}
+	return errors.Join(errors.New("it was acquired"), err)
+}
+
+// The way back to the savepoint is tried again when a request to cancel hits it.
+func TestRollbackIsRepeated(t *testing.T) {
+	t.Parallel()
+	pool := pgtest.New(t).Pool(t)
+	for hits, ok := range map[int]bool{1: true, undoAttempts - 1: true, undoAttempts: false} {
+		inTx(t, pool, func(tx pgx.Tx) {
+			if _, err := tx.Exec(t.Context(), `SAVEPOINT pgonce_lock`); err != nil {
+				t.Fatal(err)
+			}
+			canceled := &canceledUndo{TxQuerier: pgxdriver.New(pool).Tx(tx), hits: hits}
+			cause := canceled.TxQuerier.Run(t.Context(), pg.Stmt{SQL: `SELECT 1/0`})
+			err := bounded{tx: canceled}.undo(t.Context(), cause)
+			if errors.Is(err, ErrTxUnusable) == ok {
+				t.Errorf("after %d hits: %v", hits, err)
+			}
+			if _, err := tx.Exec(t.Context(), `SELECT 1`); (err == nil) != ok {
+				t.Errorf("after %d hits the transaction says %v", hits, err)
+			}
+		})
+	}
+}
+
+// canceledUndo is a transaction in which the first statements are cancelled.
+type canceledUndo struct {
+	pg.TxQuerier
+	hits int
+}
+
+func (c *canceledUndo) Run(ctx context.Context, s pg.Stmt) error {
+	if c.hits > 0 {
+		c.hits--
+		return &pg.Error{Code: pg.CodeQueryCanceled, Err: errors.New("canceling statement due to user request")}
+	}
+	return c.TxQuerier.Run(ctx, s)
+}
