@@ -289,3 +289,43 @@ func (c *canceledUndo) Run(ctx context.Context, s pg.Stmt) error {
 	}
 	return c.TxQuerier.Run(ctx, s)
 }
+
+// A request to cancel that comes before the wait has begun, or gets lost, is followed by others.
+func TestCancelIsRepeated(t *testing.T) {
+	t.Parallel()
+	db := pgtest.New(t)
+	pool := db.Pool(t)
+	inTx(t, pool, func(holder pgx.Tx) {
+		if _, err := holder.Exec(t.Context(), `SELECT pg_advisory_xact_lock(1)`); err != nil {
+			t.Fatal(err)
+		}
+		inTx(t, pool, func(tx pgx.Tx) {
+			q := pgxdriver.New(pool).Tx(tx)
+			ctx, cancel := context.WithCancel(t.Context())
+			early := &earlyCancel{TxQuerier: q, lost: 2}
+			result := make(chan error, 1)
+			go func() { result <- bounded{tx: early}.run(ctx, waitStmt(sqlWaitTx, 1)) }()
+			pgtest.Eventually(t, "it waits", func() bool {
+				return db.Int(t, `SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event = 'advisory'`) == 1
+			})
+			cancel()
+			if err := <-result; !errors.Is(err, context.Canceled) {
+				t.Errorf("got %v", err)
+			}
+		})
+	})
+}
+
+// earlyCancel is a transaction whose first requests to cancel hit nothing.
+type earlyCancel struct {
+	pg.TxQuerier
+	lost int
+}
+
+func (c *earlyCancel) Cancel(ctx context.Context) error {
+	if c.lost > 0 {
+		c.lost--
+		return nil
+	}
+	return c.TxQuerier.(pg.Canceler).Cancel(ctx)
+}
