@@ -25,6 +25,7 @@ func ExampleClient_LockTx() {
 		if err != nil {
 			return err
 		}
+		defer func() { _ = locks.Close(ctx) }()
 		return pgx.BeginFunc(ctx, pool, func(tx pgx.Tx) error {
 			if err := locks.LockTx(ctx, tx, dblock.Key{Space: "report", ID: "2026-11-22"}, nil); err != nil {
 				return err
@@ -44,6 +45,7 @@ func ExampleClient_TryLockTx() {
 		if err != nil {
 			return err
 		}
+		defer func() { _ = locks.Close(ctx) }()
 		key := dblock.Key{Space: "order", ID: "42"}
 		return pgx.BeginFunc(ctx, pool, func(first pgx.Tx) error {
 			if err := locks.TryLockTx(ctx, first, key, nil); err != nil {
@@ -66,6 +68,7 @@ func ExampleLockRowsTx() {
 		if err != nil {
 			return err
 		}
+		defer func() { _ = locks.Close(ctx) }()
 		const from, to = 2, 1
 		return pgx.BeginFunc(ctx, pool, func(tx pgx.Tx) error {
 			locked, err := dblock.LockRowsTx(ctx, locks, tx, dblock.Table{Name: "account"}, []int64{from, to}, nil)

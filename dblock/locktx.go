@@ -16,7 +16,7 @@ type TxConfig struct {
 
 // LockTx takes the key's lock in the caller's transaction, and waits for it until ctx ends. The
 // lock lasts as long as the transaction: COMMIT and ROLLBACK let go of it, and so does ROLLBACK TO a savepoint that is
-// older than the call. It excludes the locks of [Client.LockTx] and of Acquire on the same key, in every
+// older than the call. It excludes the locks of LockTx and of [Client.Acquire] on the same key, in every
 // process of this database and schema.
 //
 // The wait leaves the transaction as it was: after ErrNotAcquired, too, its settings, its
@@ -28,11 +28,11 @@ type TxConfig struct {
 //
 // Taken again in the same transaction it is granted at once. But a transaction that has it shared and wants
 // it exclusive can meet another one that does so too, which is a deadlock. A transaction that takes
-// several keys should sort them. Who holds the key by Acquire must not lock it again by LockTx: this
-// is another session to the server, so it would wait for itself.
+// several keys should sort them. Who holds the key by Acquire would wait for itself, since this
+// is another session to the server: with the ctx of [Lock.Context] that is [ErrReentrant], with another one it waits.
 //
 // There is no fencing token. What the transaction writes needs none: it is committed before the
-// lock is let go of, or never. For effects outside the database, use Acquire.
+// lock is let go of, or never. For effects outside the database, use [Client.Acquire].
 //
 // Not promised: a new snapshot. Above READ COMMITTED the transaction goes on reading what was committed
 // before its first statement, which may be this one, and so before the wait. And when a transaction of a
@@ -40,7 +40,7 @@ type TxConfig struct {
 // may have the lock's number until its transaction ends, which makes others wait for no reason.
 //
 // Errors: [ErrInvalidKey], [ErrNotAcquired] (and the ctx's error), [ErrDeadlock] (and [ErrRetryTx]),
-// [ErrReadOnly] on a standby, [ErrTxUnusable], [ErrCapacity], [ErrUnavailable] when the transaction was
+// [ErrReentrant], [ErrClosed], [ErrReadOnly] on a standby, [ErrTxUnusable], [ErrCapacity], [ErrUnavailable] when the transaction was
 // lost with its connection.
 //
 // Cost: 1 round trip for a lock that is free. One that is not: 3 on pgx, 8 on database/sql.
@@ -64,7 +64,10 @@ func (c *Client[TX]) inTx(ctx context.Context, verb string, tx TX, key Key, cfg 
 		err = errors.New("nil transaction")
 	}
 	if err == nil {
-		l := txLock{tx: c.db.Tx(tx), number: key.number(c.cfg.Schema), wait: wait}
+		err = c.admits(ctx, key)
+	}
+	if err == nil {
+		l := txLock{tx: c.db.Tx(tx), number: c.engine.number(key), wait: wait}
 		if cfg != nil && cfg.Shared {
 			err = l.shared(ctx)
 		} else {
@@ -73,6 +76,20 @@ func (c *Client[TX]) inTx(ctx context.Context, verb string, tx TX, key Key, cfg 
 	}
 	if err != nil {
 		return fmt.Errorf("dblock: %s %s: %w", verb, key, err)
+	}
+	return nil
+}
+
+// admits refuses who would wait for himself, and everybody when the client is closed.
+func (c *Client[TX]) admits(ctx context.Context, key Key) error {
+	e := c.engine
+	e.mu.Lock()
+	defer e.unlock()
+	switch {
+	case e.closed:
+		return ErrClosed
+	case e.heldBy(ctx, e.number(key)):
+		return ErrReentrant
 	}
 	return nil
 }

@@ -29,12 +29,16 @@ func inTx(t *testing.T, pool *pgxpool.Pool, fn func(tx pgx.Tx)) {
 	fn(tx)
 }
 
+// txClient is a client without a connection of its own, whose heartbeats would be counted as round trips.
 func txClient(t *testing.T, pool *pgxpool.Pool) *Client[pgx.Tx] {
 	t.Helper()
-	c, err := New(t.Context(), pgxdriver.New(pool), nil)
+	cfg, err := (*Config)(nil).resolved()
 	if err != nil {
 		t.Fatal(err)
 	}
+	db := pgxdriver.New(pool)
+	c := &Client[pgx.Tx]{db: db, engine: newEngine(t.Context(), db.Session, cfg)}
+	t.Cleanup(func() { _ = c.Close(context.WithoutCancel(t.Context())) })
 	return c
 }
 
@@ -135,7 +139,7 @@ func TestLockTxOnAStandby(t *testing.T) {
 		t.Fatal(err)
 	}
 	t.Cleanup(pool.Close)
-	c := &Client[pgx.Tx]{db: pgxdriver.New(pool), cfg: Config{Schema: "pgonce"}} // New would refuse
+	c := txClient(t, pool) // New would refuse
 	inTx(t, pool, func(tx pgx.Tx) {
 		for _, cfg := range []*TxConfig{nil, {Shared: true}} {
 			if err := c.LockTx(t.Context(), tx, txKey, cfg); !errors.Is(err, ErrReadOnly) {

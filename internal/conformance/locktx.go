@@ -21,6 +21,7 @@ import (
 func lockTxSuites[TX any]() suites[TX] {
 	return suites[TX]{
 		"lock/TxExcludes":     lockTxExcludes[TX],
+		"lock/TxAndAcquire":   lockTxAndAcquire[TX],
 		"lock/TxShared":       lockTxShared[TX],
 		"lock/TxIntact":       lockTxIntact[TX],
 		"lock/TxRoleLimits":   lockTxRoleLimits[TX],
@@ -50,14 +51,21 @@ func newDesk[TX any](t *testing.T, c Client[TX], conns int) *desk[TX] {
 	t.Helper()
 	db := pgtest.New(t)
 	db.Exec(t, effects)
-	return deskOn(t, c, db, conns)
+	return deskOn(t, c, db, c.Open(t, db, conns+4)) // on database/sql the clients' own connections come out of it
 }
 
-func deskOn[TX any](t *testing.T, c Client[TX], db *pgtest.DB, conns int) *desk[TX] {
+// peer stands for another process. It shares the pool, and has sessions of its own.
+func (d *desk[TX]) peer() *desk[TX] { return deskOn(d.t, d.Client, d.db, d.pool) }
+
+func deskOn[TX any](t *testing.T, c Client[TX], db *pgtest.DB, pool Pool[TX]) *desk[TX] {
 	t.Helper()
-	pool := c.Open(t, db, conns)
 	locks, err := dblock.New(t.Context(), pool.Driver, nil)
 	noErr(t, err)
+	t.Cleanup(func() {
+		if err := locks.Close(context.Background()); err != nil {
+			t.Error(err)
+		}
+	})
 	return &desk[TX]{c, t, db, pool, locks}
 }
 
@@ -96,7 +104,7 @@ func (d *desk[TX]) held(tx TX) string {
 	return d.text(tx, `SELECT count(*)::text FROM pg_locks WHERE locktype = 'advisory' AND granted AND pid = pg_backend_pid()`)
 }
 
-var lockKey = dblock.Key{Space: "order", ID: "1"}
+var txKey = dblock.Key{Space: "order", ID: "1"}
 
 func wantLocked(t *testing.T, what string, err error, want bool) {
 	t.Helper()
@@ -108,30 +116,76 @@ func wantLocked(t *testing.T, what string, err error, want bool) {
 // Whoever does not get the lock is told at once, or waits, and the transaction goes on.
 func lockTxExcludes[TX any](t *testing.T, c Client[TX]) {
 	d := newDesk(t, c, 4)
-	other := deskOn(t, c, d.db, 2)
+	other := d.peer()
 	first, second := d.open(""), other.open("")
-	noErr(t, d.locks.LockTx(t.Context(), first, lockKey, nil))
-	noErr(t, d.locks.LockTx(t.Context(), first, lockKey, nil)) // again, in the same transaction
-	noErr(t, d.locks.TryLockTx(t.Context(), first, lockKey, nil))
+	noErr(t, d.locks.LockTx(t.Context(), first, txKey, nil))
+	noErr(t, d.locks.LockTx(t.Context(), first, txKey, nil)) // again, in the same transaction
+	noErr(t, d.locks.TryLockTx(t.Context(), first, txKey, nil))
 
-	wantLocked(t, "try", other.locks.TryLockTx(t.Context(), second, lockKey, nil), false)
-	wantLocked(t, "try shared", other.locks.TryLockTx(t.Context(), second, lockKey, &dblock.TxConfig{Shared: true}), false)
+	wantLocked(t, "try", other.locks.TryLockTx(t.Context(), second, txKey, nil), false)
+	wantLocked(t, "try shared", other.locks.TryLockTx(t.Context(), second, txKey, &dblock.TxConfig{Shared: true}), false)
 	for _, key := range []dblock.Key{{Space: "order", ID: "2"}, {Space: "orde", ID: "r1"}} {
 		wantLocked(t, "another key", other.locks.TryLockTx(t.Context(), second, key, nil), true)
 	}
 	for _, end := range []func(){func() { noErr(t, d.Commit(t.Context(), first)) }, func() { noErr(t, d.Rollback(t.Context(), first)) }} {
 		result := make(chan error, 1)
-		go func() { result <- other.locks.LockTx(t.Context(), second, lockKey, nil) }()
+		go func() { result <- other.locks.LockTx(t.Context(), second, txKey, nil) }()
 		d.waiters(1)
 		end()
 		noErr(t, <-result)
 		other.exec(second, `INSERT INTO effect VALUES ('second')`)
 		noErr(t, other.Commit(t.Context(), second))
 		first, second = d.open(""), other.open("")
-		noErr(t, d.locks.LockTx(t.Context(), first, lockKey, nil))
+		noErr(t, d.locks.LockTx(t.Context(), first, txKey, nil))
 	}
 	noErr(t, d.Rollback(t.Context(), first))
 	wantInt(t, "effects", d.db.Int(t, `SELECT count(*) FROM effect`), 2)
+}
+
+// A key that is held by Acquire is not to be had by LockTx, and the other way round, in one process and in
+// another. Who holds it himself is told so.
+func lockTxAndAcquire[TX any](t *testing.T, c Client[TX]) {
+	d := newDesk(t, c, 6)
+	other := d.peer()
+	for name, second := range map[string]*desk[TX]{"same process": d, "another process": other} {
+		tx := second.open("")
+		held, err := d.locks.Acquire(t.Context(), txKey, nil)
+		noErr(t, err)
+		wantLocked(t, name, second.locks.TryLockTx(t.Context(), tx, txKey, nil), false)
+		if name == "same process" {
+			wantErr(t, second.locks.LockTx(held.Context(), tx, txKey, nil), dblock.ErrReentrant)
+		}
+		result := make(chan error, 1)
+		go func() { result <- second.locks.LockTx(t.Context(), tx, txKey, nil) }()
+		d.waiters(1)
+		noErr(t, held.Release(t.Context()))
+		noErr(t, <-result)
+		_, err = d.locks.TryAcquire(t.Context(), txKey, nil)
+		wantLocked(t, name, err, false)
+		go func() {
+			lock, err := d.locks.Acquire(t.Context(), txKey, nil)
+			if err == nil {
+				err = lock.Release(t.Context())
+			}
+			result <- err
+		}()
+		d.waiters(1)
+		noErr(t, d.Commit(t.Context(), tx))
+		noErr(t, <-result)
+	}
+
+	// A fenced transaction keeps LockTx waiting, and not only the holder of the lock.
+	fenced, tx := d.open(""), other.open("")
+	held, err := d.locks.Acquire(t.Context(), txKey, nil)
+	noErr(t, err)
+	noErr(t, held.FenceTx(t.Context(), fenced))
+	noErr(t, held.Release(t.Context()))
+	wantLocked(t, "fenced", other.locks.TryLockTx(t.Context(), tx, txKey, nil), false)
+	noErr(t, d.Commit(t.Context(), fenced))
+	noErr(t, other.locks.LockTx(t.Context(), tx, txKey, nil))
+
+	noErr(t, d.locks.Close(t.Context()))
+	wantErr(t, d.locks.LockTx(t.Context(), d.open(""), txKey, nil), dblock.ErrClosed)
 }
 
 // Shared locks are had together, and keep exclusive ones away, which wait for all of them.
@@ -139,11 +193,11 @@ func lockTxShared[TX any](t *testing.T, c Client[TX]) {
 	d := newDesk(t, c, 4)
 	shared := &dblock.TxConfig{Shared: true}
 	a, b, w := d.open(""), d.open(""), d.open("")
-	noErr(t, d.locks.LockTx(t.Context(), a, lockKey, shared))
-	noErr(t, d.locks.TryLockTx(t.Context(), b, lockKey, shared))
-	wantLocked(t, "exclusive", d.locks.TryLockTx(t.Context(), w, lockKey, nil), false)
+	noErr(t, d.locks.LockTx(t.Context(), a, txKey, shared))
+	noErr(t, d.locks.TryLockTx(t.Context(), b, txKey, shared))
+	wantLocked(t, "exclusive", d.locks.TryLockTx(t.Context(), w, txKey, nil), false)
 	result := make(chan error, 1)
-	go func() { result <- d.locks.LockTx(t.Context(), w, lockKey, nil) }()
+	go func() { result <- d.locks.LockTx(t.Context(), w, txKey, nil) }()
 	d.waiters(1)
 	noErr(t, d.Commit(t.Context(), a))
 	d.waiters(1)
@@ -151,8 +205,8 @@ func lockTxShared[TX any](t *testing.T, c Client[TX]) {
 	noErr(t, <-result)
 
 	r := d.open("")
-	wantLocked(t, "shared", d.locks.TryLockTx(t.Context(), r, lockKey, shared), false)
-	go func() { result <- d.locks.LockTx(t.Context(), r, lockKey, shared) }()
+	wantLocked(t, "shared", d.locks.TryLockTx(t.Context(), r, txKey, shared), false)
+	go func() { result <- d.locks.LockTx(t.Context(), r, txKey, shared) }()
 	d.waiters(1)
 	noErr(t, d.Commit(t.Context(), w))
 	noErr(t, <-result)
@@ -186,7 +240,7 @@ func lockTxIntact[TX any](t *testing.T, c Client[TX]) {
 				d := newDesk(t, c, 2)
 				holder, tx := d.open(""), d.open("")
 				if !tc.free {
-					noErr(t, d.locks.LockTx(t.Context(), holder, lockKey, nil))
+					noErr(t, d.locks.LockTx(t.Context(), holder, txKey, nil))
 				}
 				// One setting of the session's, one of the transaction's.
 				d.exec(tx, `SELECT set_config('lock_timeout', '7s', false), set_config('statement_timeout', '90s', true)`)
@@ -202,7 +256,7 @@ func lockTxIntact[TX any](t *testing.T, c Client[TX]) {
 				}
 				defer cancel()
 				result := make(chan error, 1)
-				go func() { result <- d.locks.LockTx(ctx, tx, lockKey, &dblock.TxConfig{Shared: shared}) }()
+				go func() { result <- d.locks.LockTx(ctx, tx, txKey, &dblock.TxConfig{Shared: shared}) }()
 				if tc.ends != nil {
 					d.waiters(1)
 					tc.ends(cancel, func() { noErr(t, d.Commit(t.Context(), holder)) })
@@ -234,10 +288,10 @@ func lockTxIntact[TX any](t *testing.T, c Client[TX]) {
 func lockTxRoleLimits[TX any](t *testing.T, c Client[TX]) {
 	d := newDesk(t, c, 2)
 	holder, tx := d.open(""), d.open("")
-	noErr(t, d.locks.LockTx(t.Context(), holder, lockKey, nil))
+	noErr(t, d.locks.LockTx(t.Context(), holder, txKey, nil))
 	d.exec(tx, `SELECT set_config('lock_timeout', '1ms', true), set_config('statement_timeout', '300ms', true)`)
 	result := make(chan error, 1)
-	go func() { result <- d.locks.LockTx(t.Context(), tx, lockKey, nil) }()
+	go func() { result <- d.locks.LockTx(t.Context(), tx, txKey, nil) }()
 	d.waiters(1)
 	pgtest.Eventually(t, "the wait has outlasted the role's limits", func() bool {
 		return d.db.Int(t, `SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'
@@ -258,7 +312,7 @@ func lockTxEnds[TX any](t *testing.T, c Client[TX]) {
 	ctx, cancel := context.WithCancelCause(t.Context())
 	cancel(cause)
 	for _, verb := range []func(context.Context, TX, dblock.Key, *dblock.TxConfig) error{d.locks.LockTx, d.locks.TryLockTx} {
-		err := verb(ctx, tx, lockKey, nil)
+		err := verb(ctx, tx, txKey, nil)
 		for _, want := range []error{dblock.ErrNotAcquired, context.Canceled, cause} {
 			wantErr(t, err, want)
 		}
@@ -266,10 +320,10 @@ func lockTxEnds[TX any](t *testing.T, c Client[TX]) {
 	if n := d.held(tx); n != "0" {
 		t.Errorf("%s locks are held", n)
 	}
-	noErr(t, d.locks.LockTx(t.Context(), holder, lockKey, nil))
+	noErr(t, d.locks.LockTx(t.Context(), holder, txKey, nil))
 	for _, wait := range []time.Duration{time.Nanosecond, time.Microsecond, time.Millisecond} { // never no limit at all
 		ctx, cancel := context.WithTimeout(t.Context(), wait)
-		wantErr(t, d.locks.LockTx(ctx, tx, lockKey, nil), context.DeadlineExceeded)
+		wantErr(t, d.locks.LockTx(ctx, tx, txKey, nil), context.DeadlineExceeded)
 		cancel()
 	}
 	d.exec(tx, `INSERT INTO effect VALUES ('fine')`)
@@ -289,10 +343,10 @@ func lockTxCancelRaces[TX any](t *testing.T, c Client[TX]) {
 	outcomes := map[bool]int{}
 	for range rounds {
 		holder, tx := d.open(""), d.open("")
-		noErr(t, d.locks.LockTx(t.Context(), holder, lockKey, nil))
+		noErr(t, d.locks.LockTx(t.Context(), holder, txKey, nil))
 		ctx, cancel := context.WithCancel(t.Context())
 		result := make(chan error, 1)
-		go func() { result <- d.locks.LockTx(ctx, tx, lockKey, nil) }()
+		go func() { result <- d.locks.LockTx(ctx, tx, txKey, nil) }()
 		d.waiters(1)
 		steps := []func(){cancel, func() { noErr(t, d.Commit(t.Context(), holder)) }}
 		if random.IntN(2) == 0 {
@@ -332,7 +386,7 @@ func lockTxTimeoutRaces[TX any](t *testing.T, c Client[TX]) {
 					return
 				}
 				ctx, cancel := context.WithTimeout(t.Context(), 3*time.Millisecond)
-				err = d.locks.LockTx(ctx, tx, lockKey, nil)
+				err = d.locks.LockTx(ctx, tx, txKey, nil)
 				cancel()
 				mu.Lock()
 				outcomes[err == nil]++
@@ -386,16 +440,16 @@ func lockTxSavepoints[TX any](t *testing.T, c Client[TX]) {
 	d := newDesk(t, c, 3)
 	later := dblock.Key{Space: "order", ID: "2"}
 	tx, holder, other := d.open(""), d.open(""), d.open("")
-	noErr(t, d.locks.LockTx(t.Context(), holder, lockKey, nil))
+	noErr(t, d.locks.LockTx(t.Context(), holder, txKey, nil))
 	result := make(chan error, 1)
-	go func() { result <- d.locks.LockTx(t.Context(), tx, lockKey, nil) }() // waits, so it has had a savepoint of its own
+	go func() { result <- d.locks.LockTx(t.Context(), tx, txKey, nil) }() // waits, so it has had a savepoint of its own
 	d.waiters(1)
 	noErr(t, d.Commit(t.Context(), holder))
 	noErr(t, <-result)
 	d.exec(tx, `SAVEPOINT mine`)
 	noErr(t, d.locks.LockTx(t.Context(), tx, later, nil))
 	d.exec(tx, `ROLLBACK TO SAVEPOINT mine`)
-	wantLocked(t, "from before the savepoint", d.locks.TryLockTx(t.Context(), other, lockKey, nil), false)
+	wantLocked(t, "from before the savepoint", d.locks.TryLockTx(t.Context(), other, txKey, nil), false)
 	wantLocked(t, "from after the savepoint", d.locks.TryLockTx(t.Context(), other, later, nil), true)
 }
 
@@ -407,10 +461,10 @@ func lockTxOldSnapshot[TX any](t *testing.T, c Client[TX]) {
 			t.Parallel()
 			d := newDesk(t, c, 2)
 			holder, tx := d.open(""), d.open(level)
-			noErr(t, d.locks.LockTx(t.Context(), holder, lockKey, nil))
+			noErr(t, d.locks.LockTx(t.Context(), holder, txKey, nil))
 			d.exec(holder, `INSERT INTO effect VALUES ('holder')`)
 			result := make(chan error, 1)
-			go func() { result <- d.locks.LockTx(t.Context(), tx, lockKey, nil) }()
+			go func() { result <- d.locks.LockTx(t.Context(), tx, txKey, nil) }()
 			d.waiters(1)
 			noErr(t, d.Commit(t.Context(), holder))
 			noErr(t, <-result)
@@ -427,9 +481,9 @@ func lockTxReadOnly[TX any](t *testing.T, c Client[TX]) {
 	d.db.Exec(t, `INSERT INTO effect VALUES ('row')`)
 	holder, tx := d.open(""), d.open("")
 	d.exec(tx, `SET TRANSACTION READ ONLY`)
-	noErr(t, d.locks.LockTx(t.Context(), holder, lockKey, nil))
+	noErr(t, d.locks.LockTx(t.Context(), holder, txKey, nil))
 	result := make(chan error, 1)
-	go func() { result <- d.locks.LockTx(t.Context(), tx, lockKey, nil) }()
+	go func() { result <- d.locks.LockTx(t.Context(), tx, txKey, nil) }()
 	d.waiters(1)
 	noErr(t, d.Commit(t.Context(), holder))
 	noErr(t, <-result)
@@ -444,10 +498,10 @@ func lockTxReadOnly[TX any](t *testing.T, c Client[TX]) {
 func lockTxFailed[TX any](t *testing.T, c Client[TX]) {
 	d := newDesk(t, c, 2)
 	calls := map[string]func(tx TX) error{
-		"LockTx":    func(tx TX) error { return d.locks.LockTx(t.Context(), tx, lockKey, nil) },
-		"TryLockTx": func(tx TX) error { return d.locks.TryLockTx(t.Context(), tx, lockKey, nil) },
+		"LockTx":    func(tx TX) error { return d.locks.LockTx(t.Context(), tx, txKey, nil) },
+		"TryLockTx": func(tx TX) error { return d.locks.TryLockTx(t.Context(), tx, txKey, nil) },
 		"shared": func(tx TX) error {
-			return d.locks.TryLockTx(t.Context(), tx, lockKey, &dblock.TxConfig{Shared: true})
+			return d.locks.TryLockTx(t.Context(), tx, txKey, &dblock.TxConfig{Shared: true})
 		},
 		"LockRowsTx": func(tx TX) error {
 			_, err := dblock.LockRowsTx(t.Context(), d.locks, tx, dblock.Table{Name: "effect", ID: "name"}, []string{"a"}, nil)
@@ -477,9 +531,9 @@ func lockTxFailed[TX any](t *testing.T, c Client[TX]) {
 func lockTxKilled[TX any](t *testing.T, c Client[TX]) {
 	d := newDesk(t, c, 2)
 	holder, tx := d.open(""), d.open("")
-	noErr(t, d.locks.LockTx(t.Context(), holder, lockKey, nil))
+	noErr(t, d.locks.LockTx(t.Context(), holder, txKey, nil))
 	result := make(chan error, 1)
-	go func() { result <- d.locks.LockTx(t.Context(), tx, lockKey, nil) }()
+	go func() { result <- d.locks.LockTx(t.Context(), tx, txKey, nil) }()
 	d.waiters(1)
 	d.db.Exec(t, `SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'`)
 	err := <-result
@@ -494,7 +548,7 @@ func lockTxMisuse[TX any](t *testing.T, c Client[TX]) {
 	var none TX
 	tx := d.open("")
 	for name, err := range map[string]error{
-		"nil transaction": d.locks.LockTx(t.Context(), none, lockKey, nil),
+		"nil transaction": d.locks.LockTx(t.Context(), none, txKey, nil),
 		"space is empty":  d.locks.LockTx(t.Context(), tx, dblock.Key{ID: "1"}, nil),
 		"id has 300":      d.locks.TryLockTx(t.Context(), tx, dblock.Key{Space: "s", ID: strings.Repeat("x", 300)}, nil),
 	} {
