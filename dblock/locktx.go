@@ -88,7 +88,7 @@ func (c *Client[TX]) admits(ctx context.Context, key Key) error {
 	switch {
 	case e.closed:
 		return ErrClosed
-	case e.heldBy(ctx, e.number(key)):
+	case e.heldBy(ctx, key):
 		return ErrReentrant
 	}
 	return nil

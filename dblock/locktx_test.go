@@ -4,6 +4,7 @@ package dblock
 
 import (
 	"context"
+	"database/sql"
 	"errors"
 	"testing"
 	"time"
@@ -11,6 +12,7 @@ import (
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgxpool"
 	"github.com/pgonce/pgonce/driver/pgxdriver"
+	"github.com/pgonce/pgonce/driver/sqldriver"
 	"github.com/pgonce/pgonce/internal/localpg"
 	"github.com/pgonce/pgonce/internal/pg"
 	"github.com/pgonce/pgonce/internal/pgtest"
@@ -249,6 +251,51 @@ func TestCostInTheCallersTransaction(t *testing.T) {
 			t.Errorf("a wait took %d round trips, want 3", got)
 		}
 	})
+}
+
+// The same on database/sql.
+func TestCostInTheCallersTransactionOnDatabaseSQL(t *testing.T) {
+	t.Parallel()
+	db := pgtest.New(t)
+	db.Exec(t, `CREATE TABLE account (id bigint PRIMARY KEY); INSERT INTO account VALUES (1)`)
+	wire := pgtest.NewWire()
+	cfg := db.Config(t).ConnConfig
+	cfg.DefaultQueryExecMode = pgx.QueryExecModeExec
+	cfg.DialFunc = wire.Dial(cfg.DialFunc)
+	d := sqldriver.New(db.SQLConfig(t, cfg))
+	resolved, err := (*Config)(nil).resolved()
+	if err != nil {
+		t.Fatal(err)
+	}
+	c := &Client[*sql.Tx]{db: d, engine: newEngine(t.Context(), d.Session, resolved)}
+	for name, tc := range map[string]struct {
+		call  func(tx *sql.Tx) error
+		trips int64
+	}{
+		"LockTx":            {func(tx *sql.Tx) error { return c.LockTx(t.Context(), tx, txKey, nil) }, 1},
+		"LockTx, shared":    {func(tx *sql.Tx) error { return c.LockTx(t.Context(), tx, txKey, &TxConfig{Shared: true}) }, 6},
+		"TryLockTx, shared": {func(tx *sql.Tx) error { return c.TryLockTx(t.Context(), tx, txKey, &TxConfig{Shared: true}) }, 5},
+		"LockRowsTx": {func(tx *sql.Tx) error {
+			_, err := LockRowsTx(t.Context(), c, tx, Table{Name: "account"}, []int64{1}, nil)
+			return err
+		}, 5},
+	} {
+		tx, err := d.Begin(t.Context(), "")
+		if err != nil {
+			t.Fatal(err)
+		}
+		before := wire.Trips()
+		if err := tc.call(tx.Handle()); err != nil {
+			t.Errorf("%s: %v", name, err)
+		}
+		if got := wire.Trips() - before; got != tc.trips {
+			t.Errorf("%s: %d round trips, want %d", name, got, tc.trips)
+		}
+		tx.Rollback(t.Context())
+	}
+	if err := c.Close(t.Context()); err != nil {
+		t.Error(err)
+	}
 }
 
 func wantNotAcquired(err error) error {
