@@ -78,13 +78,13 @@ func (b bounded) once(ctx context.Context, left time.Duration, stmts []pg.Stmt) 
 	// runs, and a statement about a user's table can wait, or fail, when it is prepared.
 	err := b.tx.RunAll(tctx,
 		pg.Stmt{SQL: sqlSavepoint},
-		pg.Stmt{SQL: sqlLimit, Args: []any{left.Milliseconds(), slice}, Dest: []any{new(string), new(string)}})
+		pg.Stmt{SQL: sqlLimit, Args: []any{left.Milliseconds(), slice}, Dest: []any{new(string), new(string), new(string)}})
 	if pg.Code(err) == pg.CodeFailedTx {
 		return err // there is no savepoint to go back to, and nothing to take back
 	}
 	if err == nil {
 		over := cancelAtEnd(ctx, b.tx)
-		last := pg.Stmt{SQL: sqlUnlimit, Dest: []any{new(string), new(string)}}
+		last := pg.Stmt{SQL: sqlUnlimit, Dest: []any{new(string), new(string), new(string)}}
 		if b.probe {
 			last = pg.Stmt{SQL: sqlRollbackTo}
 		}

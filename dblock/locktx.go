@@ -39,6 +39,9 @@ type TxConfig struct {
 // lost tenure is fenced still, LockTx waits for it, and one that gives that up
 // may have the lock's number until its transaction ends, which makes others wait for no reason.
 //
+// A lock that was free, or a try, has no savepoint: when the server fails at it ([ErrCapacity], for one), the transaction
+// can only be rolled back. These locks count neither for [Config.MaxLocks] nor for [Config.Observe].
+//
 // Errors: [ErrInvalidKey], [ErrNotAcquired] (and the ctx's error), [ErrDeadlock] (and [ErrRetryTx]),
 // [ErrReentrant], [ErrClosed], [ErrReadOnly] on a standby, [ErrTxUnusable], [ErrCapacity], [ErrUnavailable] when the transaction was
 // lost with its connection.

@@ -162,6 +162,37 @@ func TestLockTxOnAStandby(t *testing.T) {
 	})
 }
 
+// The process that waits dies. Its backend leaves the queue while the lock is still held, and with it all that
+// its transaction holds.
+func TestWaiterOfADeadClientLeavesTheQueue(t *testing.T) {
+	t.Parallel()
+	db := pgtest.New(t)
+	pool := db.Pool(t)
+	c := txClient(t, pool)
+	inTx(t, pool, func(holder pgx.Tx) {
+		if err := c.LockTx(t.Context(), holder, txKey, nil); err != nil {
+			t.Fatal(err)
+		}
+		conn, err := pgx.Connect(t.Context(), db.URL)
+		if err != nil {
+			t.Fatal(err)
+		}
+		tx, err := conn.Begin(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		const waiting = `SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event = 'advisory'`
+		result := make(chan error, 1)
+		go func() { result <- c.LockTx(t.Context(), tx, txKey, nil) }()
+		pgtest.Eventually(t, "it waits", func() bool { return db.Int(t, waiting) == 1 })
+		_ = conn.PgConn().Conn().Close()
+		if err := <-result; !errors.Is(err, ErrUnavailable) {
+			t.Errorf("got %v", err)
+		}
+		pgtest.Eventually(t, "the waiter is gone", func() bool { return db.Int(t, waiting) == 0 })
+	})
+}
+
 // What the verbs cost: round trips, counted on the wire; no transaction number and no WAL for locks on keys, and both
 // for locks on rows.
 func TestCostInTheCallersTransaction(t *testing.T) {

@@ -196,19 +196,26 @@ SELECT pg_is_in_recovery(),
 	// limits are kept for sqlUnlimit, which is told by the WHERE that they have been before they
 	// are replaced. With $2 above 0 the wait is cut into slices that are $2 ms longer
 	// than it takes the server to find a deadlock: shorter ones would hide every deadlock for ever.
+	//
+	// The server also looks at its socket while it waits, or else the waiter of a process that was killed would stay in the
+	// queue, with all that its transaction holds. Only where it can: it refuses the setting elsewhere, and
+	// version() names the platform it was built for.
 	sqlLimit = `
 SELECT set_config('lock_timeout', (CASE WHEN $2::bigint > 0 THEN
            least($1::bigint, $2::bigint + (1000 * extract(epoch FROM current_setting('deadlock_timeout')::interval))::bigint)
            ELSE $1::bigint END)::text, true),
-       set_config('statement_timeout', ($1::bigint)::text, true)
+       set_config('statement_timeout', ($1::bigint)::text, true),
+       CASE WHEN c = '0' AND version() LIKE '%linux%' THEN set_config('client_connection_check_interval', '500', true) ELSE c END
 FROM (SELECT set_config('pgonce.kept_lock_timeout', current_setting('lock_timeout'), true) AS l,
-             set_config('pgonce.kept_statement_timeout', current_setting('statement_timeout'), true) AS s OFFSET 0) AS pgonce_kept
-WHERE l IS NOT NULL AND s IS NOT NULL`
+             set_config('pgonce.kept_statement_timeout', current_setting('statement_timeout'), true) AS s,
+             set_config('pgonce.kept_check_interval', current_setting('client_connection_check_interval'), true) AS c OFFSET 0) AS pgonce_kept
+WHERE l IS NOT NULL AND s IS NOT NULL AND c IS NOT NULL`
 
 	// sqlUnlimit puts the caller's own limits back.
 	sqlUnlimit = `
 SELECT set_config('lock_timeout', current_setting('pgonce.kept_lock_timeout'), true),
-       set_config('statement_timeout', current_setting('pgonce.kept_statement_timeout'), true)`
+       set_config('statement_timeout', current_setting('pgonce.kept_statement_timeout'), true),
+       set_config('client_connection_check_interval', current_setting('pgonce.kept_check_interval'), true)`
 
 	// sqlLockRows locks rows of a user's table in the order of their keys and returns these as a
 	// JSON array. It is written for "public"."orders" with its column "id" (bigint), so that it can be

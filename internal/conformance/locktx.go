@@ -34,6 +34,7 @@ func lockTxSuites[TX any]() suites[TX] {
 		"lock/TxReadOnly":     lockTxReadOnly[TX],
 		"lock/TxFailed":       lockTxFailed[TX],
 		"lock/TxKilled":       lockTxKilled[TX],
+		"lock/TxCanceled":     lockTxCanceled[TX],
 		"lock/TxMisuse":       lockTxMisuse[TX],
 	}
 }
@@ -247,7 +248,7 @@ func lockTxIntact[TX any](t *testing.T, c Client[TX]) {
 				d.exec(tx, `INSERT INTO effect VALUES ('before')`)
 				d.exec(tx, `SAVEPOINT mine`)
 				const settings = `SELECT string_agg(name || ' ' || setting, ', ' ORDER BY name) FROM pg_settings
-					WHERE name IN ('lock_timeout', 'statement_timeout', 'transaction_isolation', 'search_path', 'deadlock_timeout', 'role')`
+					WHERE name IN ('lock_timeout', 'statement_timeout', 'client_connection_check_interval', 'transaction_isolation', 'search_path', 'deadlock_timeout', 'role')`
 				before := d.text(tx, settings)
 
 				ctx, cancel := context.WithCancel(t.Context())
@@ -541,6 +542,25 @@ func lockTxKilled[TX any](t *testing.T, c Client[TX]) {
 	if errors.Is(err, dblock.ErrNotAcquired) {
 		t.Errorf("taken for a lock that is not free: %v", err)
 	}
+}
+
+// Somebody cancels the wait, who is not the caller: his transaction is as it was, and the error is not taken for a
+// lock that is not free.
+func lockTxCanceled[TX any](t *testing.T, c Client[TX]) {
+	d := newDesk(t, c, 2)
+	holder, tx := d.open(""), d.open("")
+	noErr(t, d.locks.LockTx(t.Context(), holder, txKey, nil))
+	d.exec(tx, `INSERT INTO effect VALUES ('before')`)
+	result := make(chan error, 1)
+	go func() { result <- d.locks.LockTx(t.Context(), tx, txKey, nil) }()
+	d.waiters(1)
+	d.db.Exec(t, `SELECT pg_cancel_backend(pid) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'`)
+	err := <-result
+	if pg.Code(err) != pg.CodeQueryCanceled || errors.Is(err, dblock.ErrNotAcquired) || errors.Is(err, dblock.ErrUnavailable) {
+		t.Errorf("got %v", err)
+	}
+	noErr(t, d.Commit(t.Context(), tx))
+	wantInt(t, "effects", d.db.Int(t, `SELECT count(*) FROM effect`), 1)
 }
 
 func lockTxMisuse[TX any](t *testing.T, c Client[TX]) {
