@@ -6,6 +6,8 @@ import (
 	"context"
 	"database/sql"
 	"errors"
+	"net"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -173,7 +175,15 @@ func TestWaiterOfADeadClientLeavesTheQueue(t *testing.T) {
 		if err := c.LockTx(t.Context(), holder, txKey, nil); err != nil {
 			t.Fatal(err)
 		}
-		conn, err := pgx.Connect(t.Context(), db.URL)
+		cfg := db.Config(t).ConnConfig
+		dial, dead := cfg.DialFunc, atomic.Bool{}
+		cfg.DialFunc = func(ctx context.Context, network, addr string) (net.Conn, error) {
+			if dead.Load() { // a dead client sends no request to cancel, as pgx does for a broken connection
+				return nil, errors.New("dead")
+			}
+			return dial(ctx, network, addr)
+		}
+		conn, err := pgx.ConnectConfig(t.Context(), cfg)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -185,6 +195,7 @@ func TestWaiterOfADeadClientLeavesTheQueue(t *testing.T) {
 		result := make(chan error, 1)
 		go func() { result <- c.LockTx(t.Context(), tx, txKey, nil) }()
 		pgtest.Eventually(t, "it waits", func() bool { return db.Int(t, waiting) == 1 })
+		dead.Store(true)
 		_ = conn.PgConn().Conn().Close()
 		if err := <-result; !errors.Is(err, ErrUnavailable) {
 			t.Errorf("got %v", err)
