@@ -20,8 +20,8 @@ const (
 	undoAttempts = 5
 )
 
-// bounded runs statements in the caller's transaction that may wait for locks, for as long as ctx
-// allows, and takes back whatever they did if that was too long.
+// bounded runs a statement in the caller's transaction that may wait for locks, for as long as ctx
+// allows, and takes back whatever it did if that was too long.
 //
 // The caller's ctx never reaches the connection: each client library answers the end of it with the end of
 // the transaction. The server's own limits bound the wait instead, and are put back as they were. Where the
@@ -35,14 +35,14 @@ type bounded struct {
 	// probe says that what was locked is to be let go of at once: it mattered only that it could be had.
 	probe bool
 
-	// noWait says that the statements do not wait for each other's rows, so that a lock which is not to be had
+	// noWait says that the statement does not wait for rows, so that a lock which is not to be had
 	// is the answer and not the end of a slice.
 	noWait bool
 }
 
-// run returns nil when all statements have been executed. With any other outcome the transaction is as it
+// run returns nil when the statement has been executed. With any other outcome the transaction is as it
 // was before, or lost.
-func (b bounded) run(ctx context.Context, stmts ...pg.Stmt) error {
+func (b bounded) run(ctx context.Context, stmt pg.Stmt) error {
 	for {
 		if ctx.Err() != nil {
 			return notAcquired(ctx)
@@ -53,7 +53,7 @@ func (b bounded) run(ctx context.Context, stmts ...pg.Stmt) error {
 		}
 		left = max(left.Truncate(time.Millisecond), time.Millisecond) // 0 would be no limit
 		began := time.Now()
-		err := b.once(ctx, left, stmts)
+		err := b.once(ctx, left, stmt)
 		switch code := pg.Code(err); {
 		case err == nil:
 			return nil
@@ -66,7 +66,7 @@ func (b bounded) run(ctx context.Context, stmts ...pg.Stmt) error {
 }
 
 // once waits for left at the most.
-func (b bounded) once(ctx context.Context, left time.Duration, stmts []pg.Stmt) error {
+func (b bounded) once(ctx context.Context, left time.Duration, stmt pg.Stmt) error {
 	slice := int64(0)
 	if _, ok := b.tx.(pg.Canceler); !ok && ctx.Done() != nil {
 		slice = time.Second.Milliseconds()
@@ -88,7 +88,7 @@ func (b bounded) once(ctx context.Context, left time.Duration, stmts []pg.Stmt) 
 		if b.probe {
 			last = pg.Stmt{SQL: sqlRollbackTo}
 		}
-		err = b.tx.RunAll(tctx, append(stmts[:len(stmts):len(stmts)], last, pg.Stmt{SQL: sqlRelease})...)
+		err = b.tx.RunAll(tctx, stmt, last, pg.Stmt{SQL: sqlRelease})
 		over()
 	}
 	if err == nil {

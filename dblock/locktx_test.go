@@ -335,6 +335,33 @@ func TestCostInTheCallersTransactionOnDatabaseSQL(t *testing.T) {
 		}
 		tx.Rollback(t.Context())
 	}
+
+	// A wait: six trips.
+	holder, err := d.Begin(t.Context(), "")
+	if err != nil {
+		t.Fatal(err)
+	}
+	tx, err := d.Begin(t.Context(), "")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := c.LockTx(t.Context(), holder.Handle(), txKey, nil); err != nil {
+		t.Fatal(err)
+	}
+	before := wire.Trips()
+	result := make(chan error, 1)
+	go func() { result <- c.LockTx(context.WithoutCancel(t.Context()), tx.Handle(), txKey, nil) }() // no slices
+	pgtest.Eventually(t, "LockTx waits", func() bool {
+		return db.Int(t, `SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event = 'advisory'`) == 1
+	})
+	holder.Rollback(t.Context()) // one trip
+	if err := <-result; err != nil {
+		t.Error(err)
+	}
+	if got := wire.Trips() - before - 1; got != 6 {
+		t.Errorf("a wait took %d round trips, want 6", got)
+	}
+	tx.Rollback(t.Context())
 	if err := c.Close(t.Context()); err != nil {
 		t.Error(err)
 	}
@@ -397,7 +424,7 @@ func TestCancelIsRepeated(t *testing.T) {
 			ctx, cancel := context.WithCancel(t.Context())
 			early := &earlyCancel{TxQuerier: q, lost: 2}
 			result := make(chan error, 1)
-			go func() { result <- bounded{tx: early}.run(ctx, waitStmt(sqlWaitTx, 1)) }()
+			go func() { result <- bounded{tx: early}.run(ctx, pg.Stmt{SQL: sqlAwaitTx, Args: []any{1}}) }()
 			pgtest.Eventually(t, "it waits", func() bool {
 				return db.Int(t, `SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event = 'advisory'`) == 1
 			})

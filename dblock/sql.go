@@ -181,11 +181,20 @@ SELECT pg_is_in_recovery(),
 	// of it. Lock: one advisory, exclusive, for one round trip. It never waits.
 	sqlProbeTx = `SELECT pg_try_advisory_xact_lock($1::bigint)`
 
-	// sqlWaitTx waits for a lock, for as long as sqlLimit allows. Lock: one advisory, exclusive, until
-	// the transaction ends or the savepoint is rolled back.
-	sqlWaitTx = `SELECT pg_advisory_xact_lock($1::bigint)`
+	// sqlWaitTx waits for a key and its companions, for as long as sqlLimit allows: in one statement, so that
+	// statement_timeout bounds all three. CASE keeps their order. Locks: three advisory, exclusive, until
+	// the transaction ends.
+	sqlWaitTx = `
+SELECT CASE WHEN pg_advisory_xact_lock($1::bigint) IS NULL THEN false
+            WHEN pg_advisory_xact_lock($2::bigint) IS NULL THEN false
+            ELSE pg_advisory_xact_lock($3::bigint) IS NOT NULL END`
 
-	// sqlWaitSharedTx is sqlWaitTx for a shared lock.
+	// sqlAwaitTx waits for one number, as sqlWaitTx does, in a savepoint that is rolled back. Lock: one advisory,
+	// exclusive, for one round trip.
+	sqlAwaitTx = `SELECT pg_advisory_xact_lock($1::bigint)`
+
+	// sqlWaitSharedTx is sqlWaitTx for a shared lock, without the companions. Lock: one advisory, shared, until the
+	// transaction ends.
 	sqlWaitSharedTx = `SELECT pg_advisory_xact_lock_shared($1::bigint)`
 
 	sqlSavepoint  = `SAVEPOINT pgonce_lock`
