@@ -290,17 +290,17 @@ func lockTxRoleLimits[TX any](t *testing.T, c Client[TX]) {
 	d := newDesk(t, c, 2)
 	holder, tx := d.open(""), d.open("")
 	noErr(t, d.locks.LockTx(t.Context(), holder, txKey, nil))
-	d.exec(tx, `SELECT set_config('lock_timeout', '1ms', true), set_config('statement_timeout', '300ms', true)`)
+	d.exec(tx, `SELECT set_config('lock_timeout', '1ms', true), set_config('statement_timeout', '2s', true)`)
 	result := make(chan error, 1)
-	go func() { result <- d.locks.LockTx(t.Context(), tx, txKey, nil) }()
+	go func() { result <- d.locks.LockTx(context.WithoutCancel(t.Context()), tx, txKey, nil) }() // in one slice
 	d.waiters(1)
 	pgtest.Eventually(t, "the wait has outlasted the role's limits", func() bool {
 		return d.db.Int(t, `SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'
-			AND clock_timestamp() - query_start > interval '400 ms'`) == 1
+			AND clock_timestamp() - query_start > interval '2.5 s'`) == 1
 	})
 	noErr(t, d.Commit(t.Context(), holder))
 	noErr(t, <-result)
-	if got := d.text(tx, `SELECT current_setting('lock_timeout') || ' ' || current_setting('statement_timeout')`); got != "1ms 300ms" {
+	if got := d.text(tx, `SELECT current_setting('lock_timeout') || ' ' || current_setting('statement_timeout')`); got != "1ms 2s" {
 		t.Errorf("the limits are %s", got)
 	}
 }
