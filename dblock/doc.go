@@ -8,6 +8,9 @@
 // They are session advisory locks: the server excludes, and frees a lock when its session ends. A client keeps
 // thousands of them on a few connections of its own, and asks for many in one request.
 //
+// In a transaction that you have already, [Client.LockTx] and [Client.TryLockTx] take a key's lock until it ends, and
+// [LockRowsTx] locks rows of a table of yours.
+//
 // # The guarantee
 //
 // One holder at a time, by the server's word; and a holder that may have lost its lock knows it: its
