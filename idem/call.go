@@ -49,7 +49,7 @@ func newCall[TX any](s *Store[TX], key Key, fp Fingerprint) (*call[TX], error) {
 // do executes the key or finds its record.
 func (c *call[TX]) do(ctx context.Context, run handler[TX]) (rec record, err error) {
 	if outer := handlerOf(ctx); outer != nil {
-		return record{}, fmt.Errorf("%w (of %s)", ErrNested, printable(outer.key.op.Name))
+		return record{}, fmt.Errorf("%w (of %s)", ErrNested, pg.Printable(outer.key.op.Name))
 	}
 	if c.server, err = c.store.ready(ctx); err != nil {
 		return record{}, err
