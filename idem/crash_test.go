@@ -89,7 +89,7 @@ func killedHolder(t *testing.T, sql string) {
 	}
 	if sql != "" {
 		pgtest.Eventually(t, "the holder is in its statement", func() bool {
-			return db.Int(t, `SELECT count(*) FROM pg_stat_activity WHERE query = $1 AND state = 'active'`, sql) == 1
+			return db.Int(t, `SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND query = $1 AND state = 'active'`, sql) == 1
 		})
 	}
 	if err := holder.Process.Kill(); err != nil {

@@ -283,7 +283,7 @@ func seamPoolOfOne[TX any](t *testing.T, c Client[TX]) {
 		result <- err
 	}()
 	pgtest.Eventually(t, "Begin is in its first statement", func() bool {
-		return db.Int(t, `SELECT count(*) FROM pg_stat_activity WHERE query LIKE '%pg_sleep(600)%' AND pid <> pg_backend_pid() AND state = 'active'`) == 1
+		return db.Int(t, `SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND query LIKE '%pg_sleep(600)%' AND pid <> pg_backend_pid() AND state = 'active'`) == 1
 	})
 	cancel()
 	select {
@@ -293,7 +293,7 @@ func seamPoolOfOne[TX any](t *testing.T, c Client[TX]) {
 		t.Errorf("Begin did not give up when its ctx ended, but later: %v", <-result)
 	}
 	noErr(t, begin(t, d, "").Commit(t.Context()))
-	db.Exec(t, `SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE query LIKE '%pg_sleep(600)%' AND pid <> pg_backend_pid()`)
+	db.Exec(t, `SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = current_database() AND query LIKE '%pg_sleep(600)%' AND pid <> pg_backend_pid()`)
 }
 
 func seamQueryStopsEarly[TX any](t *testing.T, c Client[TX]) {
@@ -324,7 +324,7 @@ func seamSession[TX any](t *testing.T, c Client[TX]) {
 	result := make(chan error, 1)
 	go func() { result <- s.Run(t.Context(), pg.Stmt{SQL: `SELECT pg_sleep(601)`}) }()
 	pgtest.Eventually(t, "the session is busy", func() bool {
-		return db.Int(t, `SELECT count(*) FROM pg_stat_activity WHERE query LIKE '%pg_sleep(601)%' AND pid <> pg_backend_pid() AND state = 'active'`) == 1
+		return db.Int(t, `SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND query LIKE '%pg_sleep(601)%' AND pid <> pg_backend_pid() AND state = 'active'`) == 1
 	})
 	noErr(t, s.Cancel(t.Context()))
 	if err := <-result; pg.Code(err) != "57014" {
