@@ -35,3 +35,6 @@ func (c *Client[TX]) InLine(k Key) int {
 	}
 	return 0
 }
+
+// SetHandOver changes for how long a lock is handed over in memory.
+func (c *Client[TX]) SetHandOver(d time.Duration) { c.engine.limits.handOver = d }

@@ -174,6 +174,7 @@ func TestFencedLockIsNotHandedOver(t *testing.T) {
 	t.Parallel()
 	b := newBench(t)
 	c := b.client(t, nil)
+	c.SetHandOver(time.Hour)
 	l := acquire(t, c, "1", nil)
 	tx, err := b.pool.Begin(t.Context())
 	if err != nil {
