@@ -320,6 +320,15 @@ func seamSession[TX any](t *testing.T, c Client[TX]) {
 	s, err := d.Session(t.Context())
 	noErr(t, err)
 	noErr(t, s.Run(t.Context(), pg.Stmt{SQL: `SELECT pg_advisory_lock(1)`}))
+	var one, two, three int64
+	noErr(t, s.RunAll(t.Context(), pg.Stmt{SQL: `SELECT 1`, Dest: []any{&one}}, pg.Stmt{SQL: `SELECT 2`, Dest: []any{&two}}))
+	err = s.RunAll(t.Context(), pg.Stmt{SQL: `SELECT 1 / $1::int`, Args: []any{0}}, pg.Stmt{SQL: `SELECT 3`, Dest: []any{&three}})
+	if !pg.Rejected(err) || one != 1 || two != 2 || three != 0 {
+		t.Errorf("several statements: %d, %d, %d, %v", one, two, three, err)
+	}
+	if socket := s.Socket(); socket != nil { // which a client library need not give away
+		noErr(t, socket.Control(func(uintptr) {}))
+	}
 
 	result := make(chan error, 1)
 	go func() { result <- s.Run(t.Context(), pg.Stmt{SQL: `SELECT pg_sleep(601)`}) }()
