@@ -333,6 +333,11 @@ func seamSession[TX any](t *testing.T, c Client[TX]) {
 	result := make(chan error, 1)
 	go func() { result <- s.Run(t.Context(), pg.Stmt{SQL: `SELECT pg_sleep(601)`}) }()
 	pgtest.Eventually(t, "the session is busy", func() bool {
+		select {
+		case err := <-result:
+			t.Fatalf("the session is not busy: %v", err)
+		default:
+		}
 		return db.Int(t, `SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND query LIKE '%pg_sleep(601)%' AND pid <> pg_backend_pid() AND state = 'active'`) == 1
 	})
 	noErr(t, s.Cancel(t.Context()))
