@@ -13,6 +13,7 @@ import (
 	"sync"
 	"sync/atomic"
 	"testing"
+	"time"
 
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgxpool"
@@ -52,7 +53,7 @@ func bankSays(t *testing.T, fn http.HandlerFunc) *payment.Bank {
 		fn(w, r)
 	}))
 	t.Cleanup(srv.Close)
-	return payment.NewBank(srv.URL)
+	return payment.NewBank(srv.URL, 8*time.Second) // for a loaded machine
 }
 
 // tell answers a request, with its reference where body is an object.

@@ -78,7 +78,7 @@ func work(ctx context.Context, opt options) error {
 		if refunds, err = payment.NewService(ctx, pool); err != nil {
 			return err
 		}
-		payouts, err = payment.NewPayouts(ctx, pool, payment.NewBank(opt.bankURL))
+		payouts, err = payment.NewPayouts(ctx, pool, payment.NewBank(opt.bankURL, payment.Patience))
 	} else {
 		refunds, err = wrongWay(opt, pool)
 	}
@@ -98,7 +98,7 @@ func work(ctx context.Context, opt options) error {
 }
 
 func wrongWay(opt options, pool *pgxpool.Pool) (payment.Refunder, error) {
-	way, found := wrong.Ways(pool, payment.NewBank(opt.bankURL))[opt.way]
+	way, found := wrong.Ways(pool, payment.NewBank(opt.bankURL, payment.Patience))[opt.way]
 	if !found {
 		return nil, fmt.Errorf("there is no way %q; see --help", opt.way)
 	}

@@ -30,9 +30,9 @@ type Bank struct {
 	client *http.Client
 }
 
-// NewBank makes a client of the bank at url.
-func NewBank(url string) *Bank {
-	return &Bank{url: url, client: &http.Client{Timeout: Patience, Transport: &http.Transport{MaxIdleConnsPerHost: 32}}}
+// NewBank makes a client of the bank at url that waits for each answer for so long.
+func NewBank(url string, patience time.Duration) *Bank {
+	return &Bank{url: url, client: &http.Client{Timeout: patience, Transport: &http.Transport{MaxIdleConnsPerHost: 32}}}
 }
 
 // Decision is the bank's word: paid under a serial number, or refused for a reason.
