@@ -135,7 +135,8 @@ func TestNewRefuses(t *testing.T) {
 		t.Parallel()
 		b := newBench(t)
 		p := &pooler{Driver: pgxdriver.New(b.pool)}
-		if _, err := dblock.New(t.Context(), p, nil); !errors.Is(err, dblock.ErrSessionNotPinned) {
+		// On a machine so slow that the pooler always has a free connection left, it looks like locks that exclude nobody.
+		if _, err := dblock.New(t.Context(), p, nil); !errors.Is(err, dblock.ErrSessionNotPinned) && !errors.Is(err, dblock.ErrUnsupported) {
 			t.Errorf("got %v", err)
 		}
 		for _, s := range p.all {
@@ -176,7 +177,7 @@ func TestPlainRole(t *testing.T) {
 	db := pgtest.New(t)
 	role := db.Role(t)
 	db.GrantDML(t, role)
-	db.Exec(t, `ALTER ROLE "`+role+`" SET statement_timeout = '100ms'; ALTER ROLE "`+role+`" SET lock_timeout = '100ms';
+	db.Exec(t, `ALTER ROLE "`+role+`" SET statement_timeout = '1s'; ALTER ROLE "`+role+`" SET lock_timeout = '1s';
 		ALTER ROLE "`+role+`" SET default_transaction_read_only = on;
 		ALTER ROLE "`+role+`" SET default_transaction_isolation = 'serializable'; ALTER ROLE "`+role+`" SET synchronous_commit = off`)
 	pool := db.Via(db.As(t, role)).Pool(t)
@@ -185,8 +186,8 @@ func TestPlainRole(t *testing.T) {
 	won := make(chan *locked, 1)
 	go func() { won <- acquire(t, b, "1", nil) }()
 	began := db.Int(t, `SELECT (1000 * extract(epoch FROM clock_timestamp()))::bigint`)
-	pgtest.Eventually(t, "half a second", func() bool {
-		return db.Int(t, `SELECT (1000 * extract(epoch FROM clock_timestamp()))::bigint`) > began+500
+	pgtest.Eventually(t, "longer than either", func() bool {
+		return db.Int(t, `SELECT (1000 * extract(epoch FROM clock_timestamp()))::bigint`) > began+2500
 	})
 	release(t, l)
 	l = <-won
