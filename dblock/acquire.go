@@ -111,7 +111,7 @@ func (e *engine) acquire(ctx context.Context, r *request) (*tenure, error) {
 	}
 	r.began = e.now()
 	err := e.enter(r)
-	e.unlock()
+	e.unlockAs(ctx.Done() == nil) // or he could not leave when ctx ends
 	if err != nil {
 		return nil, err
 	}

@@ -19,6 +19,10 @@ type op struct {
 	shared bool
 	not    *session // anywhere but here
 	done   func(*session, result)
+
+	// Whoever leads notes the answer here.
+	said bool
+	got  int
 }
 
 type opKind int
@@ -81,8 +85,8 @@ func (e *engine) openShard() {
 	}
 }
 
-// send queues an op on a session. If nobody is sending there, somebody begins to: it takes all that has
-// come by then in one request, and what comes meanwhile in the next.
+// send queues an op on a session. If nobody is sending there, somebody begins to when the mutex is let go: it takes
+// all that has come by then in one request, and what comes meanwhile in the next.
 func (e *engine) send(s *session, o *op) {
 	if s.lost != nil {
 		o.done(s, result{err: errGone})
@@ -93,26 +97,34 @@ func (e *engine) send(s *session, o *op) {
 	}
 	s.queue = append(s.queue, o)
 	if !s.leading && !s.blocked {
-		s.leading = true
-		e.wg.Go(s.lead)
+		s.leading, s.begun = true, e.now()
+		e.wg.Add(1)
+		e.leaderless = append(e.leaderless, s)
 	}
 }
 
-// lead sends until there is nothing to send.
-func (s *session) lead() {
+// lead sends until there is nothing to send. A caller that leads sends one batch, which has what he wants, and
+// leaves the rest to a goroutine.
+func (s *session) lead(caller bool) {
 	e := s.engine
 	e.mu.Lock()
 	defer e.unlock()
-	for s.lost == nil && len(s.queue) > 0 {
+	for n := 0; s.lost == nil && len(s.queue) > 0; n++ {
+		if caller && n > 0 {
+			e.leaderless = append(e.leaderless, s)
+			return
+		}
 		n := min(len(s.queue), e.limits.perBatch)
 		batch := s.queue[:n:n]
 		s.queue = s.queue[n:]
+		s.begun = e.now()
 		e.unlock()
 		a := s.ask(batch)
 		e.mu.Lock()
 		s.finish(batch, a)
 	}
 	s.leading = false
+	defer e.wg.Done()
 	if s.lost == nil {
 		return
 	}
@@ -139,7 +151,7 @@ func (s *session) finish(batch []*op, a *answers) {
 		case a.err != nil:
 			return result{err: a.err}
 		}
-		return result{got: a.of(o), sequence: a.sequence}
+		return result{got: o.got, sequence: a.sequence}
 	})
 }
 
@@ -156,11 +168,10 @@ func (s *session) finishEach(batch []*op, resultOf func(*op) result) {
 	}
 }
 
-// answers are what the server said to a batch.
+// answers are what the server said to a batch, but for what its ops note.
 type answers struct {
 	session  *session
 	sent     time.Duration
-	got      [opBeat]map[int64]int // by kind
 	sequence int64
 	err      error
 	gone     bool // the session is no good any more
@@ -170,6 +181,47 @@ type answers struct {
 // is unknown, and whatever the session holds of them is given back.
 func (s *session) ask(batch []*op) *answers {
 	a := &answers{session: s}
+	switch o := batch[0]; {
+	case len(batch) == 1 && o.kind == opTake && !o.shared:
+		a.takeOne(o)
+	case len(batch) == 1 && o.kind == opDrop && !o.shared:
+		a.dropOne(o)
+	default:
+		a.askAll(batch)
+	}
+	if a.err == nil {
+		a.check(batch)
+	}
+	if a.err != nil && !a.gone {
+		a.settle(batch)
+	}
+	return a
+}
+
+// run sends the statements of one request. How long that may take is seen to by tick.
+func (a *answers) run(stmts ...pg.Stmt) {
+	s := a.session
+	a.sent = s.engine.now()
+	a.err = s.conn.RunAll(s.ctx, stmts...)
+	a.gone = a.err != nil && !pg.Rejected(a.err)
+}
+
+// takeOne is a batch of one key, which costs the server half of what an array of one does.
+func (a *answers) takeOne(o *op) {
+	var got int64
+	a.run(pg.Stmt{
+		SQL: a.session.engine.sql.takeOne, Args: []any{o.number, o.number ^ companionExclusive, o.number ^ companionShared}, Dest: []any{&got},
+	})
+	o.said, o.got, a.sequence = true, int(min(got, 1)), max(got, 0)
+}
+
+func (a *answers) dropOne(o *op) {
+	var held bool
+	a.run(pg.Stmt{SQL: sqlUnlock, Args: []any{o.number}, Dest: []any{&held}})
+	o.said, o.got = true, btoi(held)
+}
+
+func (a *answers) askAll(batch []*op) {
 	var texts [opBeat]string
 	var pid int64
 	stmts := make([]pg.Stmt, 0, 2)
@@ -180,7 +232,7 @@ func (s *session) ask(batch []*op) *answers {
 		}
 		switch text := &texts[kind]; kind {
 		case opTake:
-			stmts = append(stmts, pg.Stmt{SQL: s.engine.sql.take, Args: []any{keys, shared, int64(companionExclusive), int64(companionShared)}, Dest: []any{text, &a.sequence}})
+			stmts = append(stmts, pg.Stmt{SQL: a.session.engine.sql.take, Args: []any{keys, shared, int64(companionExclusive), int64(companionShared)}, Dest: []any{text, &a.sequence}})
 		case opDrop:
 			stmts = append(stmts, pg.Stmt{SQL: sqlDrop, Args: []any{keys, shared}, Dest: []any{text}})
 		case opPeek:
@@ -191,52 +243,47 @@ func (s *session) ask(batch []*op) *answers {
 	if len(stmts) == 0 {
 		stmts = append(stmts, pg.Stmt{SQL: pg.SQLBackendPID, Dest: []any{&pid}})
 	}
-	a.sent, a.err = s.trip(stmts...)
-	switch {
-	case a.err != nil:
-		a.gone = !pg.Rejected(a.err)
-	case pid != 0 && pid != s.pid:
+	a.run(stmts...)
+	if pid != 0 && pid != a.session.pid {
 		a.err, a.gone = ErrSessionNotPinned, true
-	default:
-		a.read(batch, texts)
 	}
-	if a.err != nil && !a.gone {
-		a.settle(batch)
+	for kind, text := range texts {
+		note(batch, opKind(kind), text)
 	}
-	return a
 }
 
-// read takes the answers apart. Each key of the batch must be there, and what is given back must have been held.
-func (a *answers) read(batch []*op, texts [opBeat]string) {
-	for kind, text := range texts {
-		a.got[kind] = map[int64]int{}
-		for pair := range strings.SplitSeq(text, ",") {
-			number, got, _ := strings.Cut(pair, ":")
-			n, err1 := strconv.ParseInt(number, 10, 64)
-			g, err2 := strconv.Atoi(got)
-			if err1 == nil && err2 == nil {
-				a.got[kind][n] = g
-			}
+// note notes an answer with the ops that it is for. It names each key.
+func note(batch []*op, kind opKind, text string) {
+	if text == "" {
+		return
+	}
+	ops := make(map[int64]*op, len(batch))
+	for _, o := range batch {
+		if o.kind == kind {
+			ops[o.number] = o
 		}
 	}
-	for _, o := range batch {
-		if o.kind == opBeat {
-			continue
+	for pair := range strings.SplitSeq(text, ",") {
+		number, got, _ := strings.Cut(pair, ":")
+		n, err1 := strconv.ParseInt(number, 10, 64)
+		g, err2 := strconv.Atoi(got)
+		if o := ops[n]; o != nil && err1 == nil && err2 == nil {
+			o.said, o.got = true, g
 		}
-		switch got, ok := a.got[o.kind][o.number]; {
-		case !ok:
+	}
+}
+
+// check sees to it that each key of the batch was answered, and what is given back had been held.
+func (a *answers) check(batch []*op) {
+	for _, o := range batch {
+		switch {
+		case o.kind == opBeat:
+		case !o.said:
 			a.err = fmt.Errorf("the server did not say what became of lock %d", o.number)
-		case o.kind == opDrop && got == 0:
+		case o.kind == opDrop && o.got == 0:
 			a.err, a.gone = fmt.Errorf("%w: the server did not have lock %d", ErrNotHeld, o.number), true
 		}
 	}
-}
-
-func (a *answers) of(o *op) int {
-	if o.kind == opBeat {
-		return 1
-	}
-	return a.got[o.kind][o.number]
 }
 
 // settle gives back whatever the session holds of the batch. If that fails, the session is lost, and all

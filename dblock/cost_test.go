@@ -31,6 +31,7 @@ func TestRoundTrips(t *testing.T) {
 	c := b.client(t, quiet)
 	for range 3 { // statements are prepared
 		release(t, acquire(t, c, "1", nil))
+		release(t, acquire(t, c, "1", &dblock.LockConfig{Shared: true}))
 	}
 	trips := func(what string, least, most int64, fn func()) {
 		t.Helper()

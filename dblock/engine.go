@@ -24,19 +24,22 @@ type engine struct {
 	watch  *watch
 	number func(Key) int64
 
-	mu       sync.Mutex
-	closed   bool
-	budget   int // locks that may be on the server
-	used     int // locks that are on the server, or asked for
-	entries  map[int64]*entry
-	shards   []*session // open, each with room or without
-	opening  bool       // a shard is being connected
-	homeless []*op      // wait for a shard
-	waiters  int        // sessions for waiting: connected, or being so
-	idle     []*session // of those, the ones without a key
-	parked   []*entry   // want one of those, longest first
-	polling  bool       // somebody asks for the parked ones
-	news     []func()   // to be told when the mutex is let go
+	gate, members int64 // the locks of sqlJoin
+
+	mu         sync.Mutex
+	closed     bool
+	budget     int // locks that may be on the server
+	used       int // locks that are on the server, or asked for
+	entries    map[int64]*entry
+	shards     []*session // open, each with room or without
+	opening    bool       // a shard is being connected
+	homeless   []*op      // wait for a shard
+	leaderless []*session // somebody has to lead there, counted by wg
+	waiters    int        // sessions for waiting: connected, or being so
+	idle       []*session // of those, the ones without a key
+	parked     []*entry   // want one of those, longest first
+	polling    bool       // somebody asks for the parked ones
+	news       []func()   // to be told when the mutex is let go
 }
 
 // limits are constants that tests change.
@@ -55,15 +58,16 @@ var defaultLimits = limits{
 }
 
 // statements are the constants of sql.go for the client's schema.
-type statements struct{ epoch, newEpoch, advance, take, own string }
+type statements struct{ epoch, newEpoch, join, take, takeOne, own string }
 
 func newEngine(ctx context.Context, db func(context.Context) (pg.Session, error), cfg Config) *engine {
 	e := &engine{
 		cfg: cfg, db: db, limits: defaultLimits, began: time.Now(), entries: map[int64]*entry{},
 		number: func(k Key) int64 { return k.number(cfg.Schema) },
+		gate:   pg.LockNumber("pgonce.dblock.gate", cfg.Schema), members: pg.LockNumber("pgonce.dblock.members", cfg.Schema),
 		sql: statements{
-			epoch: pg.In(cfg.Schema, sqlEpoch), newEpoch: pg.In(cfg.Schema, sqlNewEpoch), advance: pg.In(cfg.Schema, sqlAdvance),
-			take: pg.In(cfg.Schema, sqlTake), own: pg.In(cfg.Schema, sqlOwn),
+			epoch: pg.In(cfg.Schema, sqlEpoch), newEpoch: pg.In(cfg.Schema, sqlNewEpoch), join: pg.In(cfg.Schema, sqlJoin),
+			take: pg.In(cfg.Schema, sqlTake), takeOne: pg.In(cfg.Schema, sqlTakeOne), own: pg.In(cfg.Schema, sqlOwn),
 		},
 	}
 	e.ctx, e.end = context.WithCancel(context.WithoutCancel(ctx))
@@ -82,13 +86,24 @@ func (e *engine) margin() time.Duration { return max(e.cfg.TTL/10, 50*time.Milli
 // server begins to count later, when it has answered, and counts for longer.
 func (e *engine) life() time.Duration { return e.cfg.TTL - e.margin() }
 
-// unlock lets go of the mutex, and tells what there is to tell.
-func (e *engine) unlock() {
-	news := e.news
-	e.news = nil
+// unlock lets go of the mutex, tells what there is to tell and has sent what there is to send.
+func (e *engine) unlock() { e.unlockAs(false) }
+
+// unlockAs is unlock for a caller who may wait for a trip, so that he can send by himself what he has asked for: it
+// saves waking up a goroutine twice.
+func (e *engine) unlockAs(leader bool) {
+	news, led := e.news, e.leaderless
+	e.news, e.leaderless = nil, nil
 	e.mu.Unlock()
 	for _, tell := range news {
 		tell()
+	}
+	for i, s := range led {
+		if leader && i == len(led)-1 {
+			s.lead(true)
+			return
+		}
+		go s.lead(false)
 	}
 }
 

@@ -39,6 +39,13 @@ func (f *fakeServer) RunAll(ctx context.Context, stmts ...pg.Stmt) error {
 	defer f.mu.Unlock()
 	for _, s := range stmts {
 		switch s.SQL {
+		case sqlTakeOne:
+			f.takes++
+			f.sequence++
+			*s.Dest[0].(*int64) = f.sequence
+		case sqlUnlock:
+			f.drops++
+			*s.Dest[0].(*bool) = true
 		case sqlTake, sqlDrop:
 			*s.Dest[0].(*string) = strings.ReplaceAll(strings.Trim(s.Args[0].(string), "{}"), ",", ":1,") + ":1"
 			if s.SQL == sqlDrop {
@@ -75,7 +82,12 @@ var errNoServer = errors.New("no server")
 // fakeClient has one shard, on a fake server, and can have no other.
 func fakeClient(t *testing.T) (*Client[struct{}], *fakeServer) {
 	t.Helper()
-	cfg, err := (&Config{}).resolved()
+	return fakeClientOf(t, nil)
+}
+
+func fakeClientOf(t *testing.T, c *Config) (*Client[struct{}], *fakeServer) {
+	t.Helper()
+	cfg, err := c.resolved()
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -96,6 +108,40 @@ func end(t *testing.T, c *Client[struct{}]) {
 	t.Helper()
 	if err := c.Close(t.Context()); err != nil {
 		t.Error(err)
+	}
+}
+
+// A server that does not answer is given up after the network deadline, however long the TTL is, also by a caller
+// who sends by himself; and Close does not wait for it any longer.
+func TestSilenceEndsATrip(t *testing.T) {
+	t.Parallel()
+	for name, closing := range map[string]bool{"acquire": false, "close": true} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			synctest.Test(t, func(t *testing.T) {
+				c, f := fakeClientOf(t, &Config{TTL: 24 * time.Hour})
+				f.set(func() { f.silent = true })
+				began := time.Now()
+				asked := make(chan error, 1)
+				go func() {
+					_, err := c.Acquire(context.Background(), Key{"order", "1"}, nil)
+					asked <- err
+				}()
+				synctest.Wait()
+				if closing {
+					end(t, c)
+				}
+				if err := <-asked; !errors.Is(err, ErrUnavailable) && !errors.Is(err, ErrClosed) {
+					t.Errorf("got %v", err)
+				}
+				if took := time.Since(began); took > 21*time.Second {
+					t.Errorf("it took %v", took)
+				}
+				if !closing {
+					end(t, c)
+				}
+			})
+		})
 	}
 }
 

@@ -121,7 +121,7 @@ func (t *tenure) release() error {
 		return t.err
 	}
 	word := t.leave()
-	e.unlock()
+	e.unlockAs(true)
 	if word != nil && <-word != nil {
 		t.err = t.lostError(LostConnection, errGone)
 	}

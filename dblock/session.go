@@ -33,6 +33,7 @@ type session struct {
 	blocked bool          // it waits in the server's queue
 	halt    chan struct{} // somebody asks the server to cancel that wait, and closes it then; else nil
 	sent    time.Duration // when the last request that was answered was sent
+	begun   time.Duration // when the leader began with the batch under way
 	slice   time.Duration // its lock_timeout
 	timer   *time.Timer
 	watched int32 // by the engine's watch, under this number
@@ -106,10 +107,21 @@ func (s *session) prepare(ctx context.Context) error {
 			return s.explain(err)
 		}
 	}
-	if err := s.conn.Run(ctx, pg.Stmt{SQL: s.engine.sql.advance}); err != nil {
+	return s.join(ctx)
+}
+
+// join makes the session one of those that may draw tokens.
+func (s *session) join(ctx context.Context) error {
+	e := s.engine
+	var shared, left bool
+	err := s.conn.Run(ctx, pg.Stmt{SQL: e.sql.join, Args: []any{e.gate, e.members}, Dest: []any{&shared, &left}})
+	if err != nil {
 		return s.explain(err)
 	}
-	if err := s.conn.Run(ctx, pg.Stmt{SQL: sqlCheckInterval, Args: []any{"500"}}); err != nil && !pg.Rejected(err) {
+	if !shared || !left {
+		return fmt.Errorf("%w: lock %d is taken by somebody else", ErrUnsupported, e.members)
+	}
+	if err := s.conn.Run(ctx, pg.Stmt{SQL: sqlReady}); err != nil {
 		return s.explain(err)
 	}
 	return nil
@@ -124,9 +136,12 @@ func millis(d time.Duration) string { return strconv.FormatInt(max(1, d.Millisec
 
 // begin starts the session's clockwork. The mutex is held.
 func (s *session) begin() {
-	s.timer = time.AfterFunc(s.engine.cfg.TTL/3, s.tick)
+	s.timer = time.AfterFunc(s.beat(), s.tick)
 	s.engine.watch.add(s)
 }
+
+// beat is the pause between two looks at the session.
+func (s *session) beat() time.Duration { return min(s.engine.cfg.TTL, pg.NetTimeout(s.ctx)) / 3 }
 
 // tick sees to it that a silent session sends a heartbeat, and one that gets no answer is given up.
 func (s *session) tick() {
@@ -136,14 +151,14 @@ func (s *session) tick() {
 	if s.lost != nil {
 		return
 	}
-	beat := e.cfg.TTL / 3
+	beat := s.beat()
 	switch quiet := e.now() - s.sent; {
 	case s.blocked:
-	case !s.alive():
+	case !s.alive(), s.leading && e.now()-s.begun > pg.NetTimeout(s.ctx):
 		e.lose(s, LostSilence, nil)
 		return
-	case quiet < beat:
-		beat -= quiet
+	case quiet < e.cfg.TTL/3:
+		beat = min(beat, e.cfg.TTL/3-quiet)
 	case s.leading:
 		beat = min(s.left(), e.cfg.TTL/10)
 	case s.superfluous():
@@ -164,8 +179,8 @@ func (s *session) superfluous() bool {
 	return s.waiter && slices.Contains(s.engine.idle, s) || !s.waiter && len(s.engine.shards) > 1 && !s.engine.opening
 }
 
-// trip sends statements and waits for the answers, at most until the session's locks count as lost. The mutex
-// is not held.
+// trip sends statements and waits for the answers, at most until the session's locks count as lost. It is for what
+// tick does not see to. The mutex is not held.
 func (s *session) trip(stmts ...pg.Stmt) (sent time.Duration, err error) {
 	e := s.engine
 	sent = e.now()
@@ -207,7 +222,9 @@ func (e *engine) lose(s *session, kind LossKind, err error) {
 	case s.blocked:
 		e.interrupt(s) // whoever waits on it closes it
 	case s.leading:
-		if kind != LostClosed {
+		if kind == LostClosed {
+			s.timer = time.AfterFunc(pg.NetTimeout(s.ctx), s.cut) // the server may have fallen silent
+		} else {
 			s.cut() // whoever leads closes it
 		}
 	default:
@@ -247,6 +264,7 @@ func (e *engine) forget(s *session) {
 // shut closes the connection. Where it still answers, its locks are given back first, so that others find them
 // free when it returns.
 func (s *session) shut() {
+	s.timer.Stop()
 	ctx := pg.WithNetTimeout(s.ctx, time.Second)
 	if s.lost.kind == LostClosed {
 		tctx, cancel := pg.TripContext(ctx)

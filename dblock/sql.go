@@ -17,21 +17,24 @@ SELECT pg_backend_pid(), current_setting('server_version_num')::bigint, pg_is_in
 
 	// sqlSettings makes a session ours. $1 is the TTL in ms: the server ends a session that has been silent
 	// for so long, and with it its locks. $2 bounds what it waits for a lock, in ms. Nothing that the
-	// role has set may cut a wait or a lock short, or make a token less durable. Locks: none.
+	// role has set may cut a wait or a lock short. Locks: none.
 	sqlSettings = `
 SELECT set_config('idle_session_timeout', $1::text, false), set_config('lock_timeout', $2::text, false),
        set_config('statement_timeout', '0', false), set_config('idle_in_transaction_session_timeout', '0', false),
        set_config('default_transaction_read_only', 'off', false),
        set_config('default_transaction_isolation', 'read committed', false),
-       set_config('synchronous_commit', CASE current_setting('synchronous_commit') WHEN 'remote_apply' THEN 'remote_apply' ELSE 'on' END, false)`
+       set_config('synchronous_commit', 'on', false)`
 
 	// sqlNewerSettings is sqlSettings for what only newer servers have. Locks: none.
 	sqlNewerSettings = `
 SELECT count(set_config(name, '0', false)) FROM pg_catalog.pg_settings WHERE name = 'transaction_timeout'`
 
-	// sqlCheckInterval makes the server notice, while a statement waits, that its client is gone. Where
-	// the platform cannot, this fails with 22023. Locks: none.
-	sqlCheckInterval = `SELECT set_config('client_connection_check_interval', $1::text, false)`
+	// sqlReady is the last of the settings. From here on the session writes nothing but numbers of the sequence, and
+	// does not wait until they are on disk: see sqlJoin. And the server notices, while a statement waits, that its client is
+	// gone, where its platform can: it refuses the setting elsewhere, and version() names what it was built for. Locks: none.
+	sqlReady = `
+SELECT set_config('synchronous_commit', 'off', false),
+       CASE WHEN version() LIKE '%linux%' THEN set_config('client_connection_check_interval', '500', false) END`
 
 	// sqlSlice bounds in ms what the session waits for a lock. Locks: none.
 	sqlSlice = `SELECT set_config('lock_timeout', $1::text, false)`
@@ -61,17 +64,27 @@ ON CONFLICT (id) DO UPDATE SET
                 THEN e.base ELSE e.base + e.timeline END,
     cluster = EXCLUDED.cluster, database = EXCLUDED.database, sequence = EXCLUDED.sequence, timeline = EXCLUDED.timeline`
 
-	// sqlAdvance moves the sequence past every number that a crash may have forgotten. The server
-	// logs 32 numbers ahead, and only the session that logs waits for the flush; one whose number comes out of
-	// that window does not. Each connection there was may have had such a window. Locks: ROW EXCLUSIVE on the sequence.
-	sqlAdvance = `
-SELECT count(nextval('"pgonce"."fence"')) FROM generate_series(1, 32 * (current_setting('max_connections')::int + 1))`
+	// sqlJoin makes the session one of those that are alive, which is what a shared lock on $2 says. The first of them
+	// moves the sequence past all that a crash may have forgotten, and this is on disk before it has an answer.
+	//
+	// A crash ends every session. So whoever finds another one alive knows that there was none since that one, or one
+	// that it found alive, has moved the sequence; and who finds nobody moves it. The lock $1 lets them come one
+	// by one: one that dies half way leaves nobody alive behind. What a crash can forget are the numbers
+	// whose log records were not on disk, here those of less than a second; 67,108,864 would be
+	// minutes of the most that a server can give out. setval does not meet another one here, and a nextval in between is
+	// far below it, so the sequence never falls back. Locks: one advisory, for the statement; one advisory, shared, as long
+	// as the session lives; for the first one ROW EXCLUSIVE on the sequence.
+	sqlJoin = `
+WITH gate AS MATERIALIZED (SELECT pg_advisory_xact_lock($1::bigint)),
+     first AS MATERIALIZED (SELECT pg_try_advisory_lock($2::bigint) AS first FROM gate),
+     ahead AS MATERIALIZED (SELECT first, CASE WHEN first THEN setval('"pgonce"."fence"', nextval('"pgonce"."fence"') + 67108864) END AS number FROM first)
+SELECT pg_try_advisory_lock_shared($2::bigint), CASE WHEN first THEN pg_advisory_unlock($2::bigint) ELSE true END FROM ahead`
 
 	// sqlAlive takes the session's liveness lock, which nobody else ever waits for. Lock: one
 	// advisory, exclusive, as long as the session lives.
 	sqlAlive = `SELECT pg_try_advisory_lock($1::bigint)`
 
-	// sqlUnlock gives back a lock of the probe, which is taken by sqlAlive, as a test of the server. Locks: none.
+	// sqlUnlock gives one key back: whether it was held. Locks: none.
 	sqlUnlock = `SELECT pg_advisory_unlock($1::bigint)`
 
 	// sqlBusyPID keeps a server process busy for a moment, and names it. Locks: none.
@@ -96,6 +109,14 @@ WITH got AS MATERIALIZED (
 SELECT coalesce(string_agg(k || ':' || got, ','), ''),
        CASE WHEN bool_or(got = 1) THEN nextval('"pgonce"."fence"') ELSE 0 END
 FROM got`
+
+	// sqlTakeOne is sqlTake for one key, exclusively: 0, -1, or the number of the token. $2 and $3 are its companions, whose
+	// locks end with the statement. Locks: one advisory, if it is taken; two more for the statement; it never waits.
+	sqlTakeOne = `
+SELECT CASE
+    WHEN NOT pg_try_advisory_lock($1::bigint) THEN 0
+    WHEN pg_try_advisory_xact_lock($2::bigint) AND pg_try_advisory_xact_lock($3::bigint) THEN nextval('"pgonce"."fence"')
+    WHEN pg_advisory_unlock($1::bigint) THEN -1 END`
 
 	// sqlDrop gives keys back: 1, or 0 for one that was not held. Locks: none.
 	sqlDrop = `

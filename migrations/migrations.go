@@ -12,7 +12,7 @@
 //
 //	GRANT USAGE ON SCHEMA pgonce TO app;
 //	GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA pgonce TO app;
-//	GRANT USAGE ON ALL SEQUENCES IN SCHEMA pgonce TO app;
+//	GRANT USAGE, UPDATE ON ALL SEQUENCES IN SCHEMA pgonce TO app;
 //
 // Up and Down hold a session advisory lock while they work, so they need a direct
 // connection, not one through a pooler in transaction mode. goose is imported here

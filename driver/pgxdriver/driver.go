@@ -11,7 +11,9 @@ import (
 	"errors"
 	"fmt"
 	"iter"
+	"net"
 	"syscall"
+	"time"
 
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgxpool"
@@ -78,18 +80,61 @@ func (d *Driver) Session(ctx context.Context) (pg.Session, error) {
 			return nil, fmt.Errorf("%w: %w", pg.ErrUnavailable, err)
 		}
 	}
-	return &session{conn}, nil
+	return &session{conn: conn, socket: conn.PgConn().Conn()}, nil
 }
 
-type session struct{ conn *pgx.Conn }
+// session breaks off what it runs when its ctx ends. pgx would start a goroutine for that with every trip, which costs
+// a lock as much as the rest of the trip. A ctx that several calls share is watched once, without one.
+type session struct {
+	conn   *pgx.Conn
+	socket net.Conn
+	ctx    context.Context // the one that is watched
+	stop   func() bool     // ends that
+	ended  chan struct{}   // closed when the end of ctx has reached the socket
+}
 
-func (s *session) Run(ctx context.Context, st pg.Stmt) error { return run(ctx, s.conn, st) }
+func (s *session) Run(ctx context.Context, st pg.Stmt) error { return s.RunAll(ctx, st) }
 
 func (s *session) Query(ctx context.Context, sql string, args ...any) iter.Seq2[pg.Scan, error] {
 	return query(ctx, s.conn, sql, args)
 }
 
+// RunAll implements the seam. When ctx ends, reading and writing fail, and pgx closes the connection.
 func (s *session) RunAll(ctx context.Context, stmts ...pg.Stmt) error {
+	if ctx != s.ctx {
+		s.watch(ctx)
+	}
+	if ctx.Err() != nil {
+		return context.Cause(ctx) // nothing is sent
+	}
+	err := s.runAll(stmts)
+	if err != nil && ctx.Err() != nil && !pg.Rejected(err) {
+		err = fmt.Errorf("%w: %w", context.Cause(ctx), err)
+	}
+	return err
+}
+
+// watch has the socket fail when ctx ends, and not any more when the ctx before does.
+func (s *session) watch(ctx context.Context) {
+	s.unwatch()
+	ended := make(chan struct{})
+	s.ctx, s.ended = ctx, ended
+	s.stop = context.AfterFunc(ctx, func() {
+		defer close(ended)
+		_ = s.socket.SetDeadline(time.Unix(1, 0))
+	})
+}
+
+func (s *session) unwatch() {
+	if s.ctx != nil && !s.stop() {
+		<-s.ended
+		_ = s.socket.SetDeadline(time.Time{}) // nothing was under way then
+	}
+	s.ctx = nil
+}
+
+func (s *session) runAll(stmts []pg.Stmt) error {
+	ctx := context.Background() // its end is not for pgx
 	if len(stmts) == 1 {
 		return run(ctx, s.conn, stmts[0])
 	}
@@ -103,6 +148,7 @@ func (s *session) Socket() syscall.RawConn { return pgerr.Socket(s.conn) }
 func (s *session) Cancel(ctx context.Context) error { return s.conn.PgConn().CancelRequest(ctx) }
 
 func (s *session) Close(ctx context.Context) error {
+	s.unwatch()
 	tctx, cancel := pg.TripContext(ctx)
 	defer cancel()
 	return mapError(s.conn.Close(tctx))

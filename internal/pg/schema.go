@@ -97,7 +97,7 @@ func JudgeSchema(schema string, version, minCode int, err error) error {
 		return bad
 	case CodeNoPrivilege:
 		bad.Reason = "this role may not read it"
-		bad.Fix = fmt.Sprintf("GRANT USAGE ON SCHEMA %q, SELECT, INSERT, UPDATE, DELETE ON ALL TABLES and USAGE ON ALL SEQUENCES IN SCHEMA %q to it", schema, schema)
+		bad.Fix = fmt.Sprintf("GRANT USAGE ON SCHEMA %q, SELECT, INSERT, UPDATE, DELETE ON ALL TABLES and USAGE, UPDATE ON ALL SEQUENCES IN SCHEMA %q to it", schema, schema)
 		return bad
 	}
 	switch {

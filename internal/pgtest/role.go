@@ -23,7 +23,7 @@ func (db *DB) GrantDML(t testing.TB, role string) {
 	t.Helper()
 	db.Exec(t, `GRANT USAGE ON SCHEMA pgonce TO `+quote(role)+`;
 		GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA pgonce TO `+quote(role)+`;
-		GRANT USAGE ON ALL SEQUENCES IN SCHEMA pgonce TO `+quote(role))
+		GRANT USAGE, UPDATE ON ALL SEQUENCES IN SCHEMA pgonce TO `+quote(role))
 }
 
 func quote(name string) string { return pgx.Identifier{name}.Sanitize() }
