@@ -3,7 +3,7 @@
 // Package localpg starts a throw-away Postgres from binaries that are on the
 // machine, for tests and examples.
 //
-// The server listens on a unix socket only, so there is no port to clash, and it
+// The server listens on a unix socket only, unless it is asked for more, so there is no port to clash, and it
 // cannot outlive the process that started it: a shell stands between the two,
 // blocked on a pipe whose other end is ours, and stops the server and removes its
 // folder when the pipe closes. The kernel closes it however we end, by SIGKILL
@@ -48,6 +48,10 @@ type Config struct {
 	// accepts no write.
 	Standby bool
 
+	// Port makes the server listen on this port of 127.0.0.1, too. Whoever may connect there is up to the
+	// setting hba_file: by default every user of the machine may, as superuser. Defaults to no port.
+	Port int
+
 	// Settings are passed to the server, after the defaults.
 	Settings map[string]string
 }
@@ -55,6 +59,7 @@ type Config struct {
 // Server is a running throw-away server.
 type Server struct {
 	dir  string
+	port string // "" for the default one, which then only names the socket
 	pipe *os.File // closing it stops the server; as a field it stays reachable
 	done chan struct{}
 	log  bytes.Buffer // what the shell said; to be read after done
@@ -80,6 +85,9 @@ func Start(cfg *Config) (*Server, error) {
 		return nil, err
 	}
 	s := &Server{dir: newDir(cfg), done: make(chan struct{})}
+	if cfg.Port != 0 {
+		s.port = strconv.Itoa(cfg.Port)
+	}
 	if err := s.launch(bin, cred, cfg); err != nil {
 		return nil, err
 	}
@@ -126,6 +134,9 @@ func settings(cfg *Config) []string {
 	if !cfg.Durable {
 		args = append(args, "-c", "fsync=off", "-c", "synchronous_commit=off", "-c", "full_page_writes=off")
 	}
+	if cfg.Port != 0 {
+		args = append(args, "-c", "listen_addresses=127.0.0.1", "-c", "port="+strconv.Itoa(cfg.Port))
+	}
 	for name, value := range cfg.Settings {
 		args = append(args, "-c", name+"="+value)
 	}
@@ -153,12 +164,13 @@ func (s *Server) awaitReady() error {
 	}
 }
 
-// URL is the connection string for a database of this server, as superuser.
+// URL is the connection string for a database of this server, as superuser, by its socket.
 func (s *Server) URL(database string) string {
-	u := url.URL{
-		Scheme: "postgres", User: url.User("postgres"), Path: "/" + database,
-		RawQuery: url.Values{"host": {s.dir}, "sslmode": {"disable"}}.Encode(),
+	where := url.Values{"host": {s.dir}, "sslmode": {"disable"}}
+	if s.port != "" {
+		where.Set("port", s.port)
 	}
+	u := url.URL{Scheme: "postgres", User: url.User("postgres"), Path: "/" + database, RawQuery: where.Encode()}
 	return u.String()
 }
 
