@@ -1,8 +1,8 @@
 #!/bin/sh
 # Sees to it that this machine has what the named parts need: "postgres" (server binaries, to
-# start throw-away servers from) and "race" (a C compiler, for go test -race). What is missing is
-# installed with apt, after saying so. No server is started, stopped or configured.
-# PGONCE_NO_INSTALL=1 forbids installing. usage: setup.sh [postgres] [race]
+# start throw-away servers from), "race" (a C compiler, for go test -race) and "redis" (a server binary
+# to measure against). What is missing is installed with apt, after saying so. No server is started,
+# stopped or configured. PGONCE_NO_INSTALL=1 forbids installing. usage: setup.sh [postgres] [race] [redis]
 set -eu
 
 has_postgres() {
@@ -15,11 +15,16 @@ has_postgres() {
 
 has_race() { echo '#include <stdlib.h>' | "${CC:-gcc}" -E -x c - >/dev/null 2>&1; }
 
+# Debian keeps the server's program in redis-tools, under the name of another part that it plays.
+has_redis() { command -v redis-server >/dev/null || command -v redis-check-rdb >/dev/null; }
+
 missing=""
 for part in "$@"; do
 	case $part in
 	postgres) has_postgres || missing="$missing postgresql" ;;
 	race) has_race || missing="$missing gcc libc6-dev" ;;
+	# redis-server would start a service now, and at every boot; redis-tools brings none.
+	redis) has_redis || missing="$missing redis-tools" ;;
 	*) echo "setup: unknown part $part" >&2; exit 2 ;;
 	esac
 done
@@ -31,7 +36,7 @@ stop() {
 }
 [ "${PGONCE_NO_INSTALL:-}" != 1 ] || stop "PGONCE_NO_INSTALL=1 forbids installing; run: sudo scripts/setup.sh $*"
 if ! command -v apt-get >/dev/null; then
-	stop "There is no apt here. On macOS run: brew install postgresql@17 && xcode-select --install. Elsewhere install the Postgres server and a C compiler, or set PGONCE_PGBIN to a folder with initdb and postgres."
+	stop "There is no apt here. On macOS run: brew install postgresql@17 redis && xcode-select --install. Elsewhere install the Postgres server, a C compiler and redis-server, or set PGONCE_PGBIN to a folder with initdb and postgres."
 fi
 sudo=""
 if [ "$(id -u)" != 0 ]; then
