@@ -3,12 +3,14 @@ package main
 import (
 	"cmp"
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
 	"runtime"
 	"runtime/pprof"
 	"slices"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -18,6 +20,8 @@ import (
 type contender struct {
 	name string
 	run  func(ctx context.Context, d time.Duration) (sample, error)
+
+	elsewhere bool // its work is done by other processes
 }
 
 // us is the name of this library among the contenders.
@@ -75,18 +79,40 @@ func (g *ground) alternate(ctx context.Context, row string, contenders []contend
 
 func (g *ground) measure(ctx context.Context, row string, c contender, round int) (sample, error) {
 	runtime.GC() // nobody pays for the one before
-	if g.opt.profile != "" && c.name == us && round == g.opt.rounds-1 {
-		f, err := os.Create(filepath.Join(g.opt.profile, row+".pprof"))
+	if round == g.opt.rounds-1 && !c.elsewhere {
+		stop, err := profile(g.profile(c.name, row))
 		if err != nil {
 			return sample{}, err
 		}
-		defer func() { _ = f.Close() }()
-		if err := pprof.StartCPUProfile(f); err != nil {
-			return sample{}, err
-		}
-		defer pprof.StopCPUProfile()
+		defer stop()
 	}
 	return c.run(ctx, g.opt.time)
+}
+
+// profile is the file for what pgonce uses the CPU for in a row, if that is asked for.
+func (g *ground) profile(name, row string) string {
+	if g.opt.profile == "" || name != us {
+		return ""
+	}
+	return filepath.Join(g.opt.profile, strings.ReplaceAll(row, " ", "-")+".pprof")
+}
+
+// profile writes what this process uses the CPU for to a file, until it is stopped.
+func profile(name string) (stop func(), err error) {
+	if name == "" {
+		return func() {}, nil
+	}
+	f, err := os.Create(name)
+	if err != nil {
+		return nil, err
+	}
+	if err := pprof.StartCPUProfile(f); err != nil {
+		return nil, errors.Join(err, f.Close())
+	}
+	return func() {
+		pprof.StopCPUProfile()
+		_ = f.Close()
+	}, nil
 }
 
 // hammer repeats an operation in some goroutines for a time, and until it was done once. The operation says how long

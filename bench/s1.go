@@ -59,7 +59,7 @@ func (g *ground) distinctKeys(ctx context.Context, workers int, lockers map[stri
 	var contenders []contender
 	for _, name := range order {
 		if lock := lockers[name]; lock != nil {
-			contenders = append(contenders, contender{name, func(ctx context.Context, d time.Duration) (sample, error) {
+			contenders = append(contenders, contender{name: name, run: func(ctx context.Context, d time.Duration) (sample, error) {
 				return lock.hammer(ctx, workers, d)
 			}})
 		}

@@ -35,14 +35,14 @@ func measureHotKeyOfProcesses(ctx context.Context, g *ground) error {
 }
 
 func (g *ground) fightOfProcesses(ctx context.Context, w *witness, all workers, hold time.Duration, faster, waits float64) error {
+	row := fmt.Sprintf("hold=%dus", hold.Microseconds())
 	var contenders []contender
 	for _, name := range []string{us, queueContender} {
-		contenders = append(contenders, contender{name, func(ctx context.Context, d time.Duration) (sample, error) {
-			s, err := all.run(ctx, job{Contender: name, Hold: hold, Time: d})
+		contenders = append(contenders, contender{name: name, elsewhere: true, run: func(ctx context.Context, d time.Duration) (sample, error) {
+			s, err := all.run(ctx, job{Contender: name, Hold: hold, Time: d, Profile: g.profile(name, "S3 "+row+" process")})
 			return s, errors.Join(err, w.verdict())
 		}})
 	}
-	row := fmt.Sprintf("hold=%dus", hold.Microseconds())
 	found, err := g.alternate(ctx, "S3 "+row, contenders)
 	if err != nil {
 		return err

@@ -27,6 +27,7 @@ const (
 type job struct {
 	Contender  string
 	Hold, Time time.Duration
+	Profile    string // a file, or none
 }
 
 type result struct {
@@ -74,8 +75,12 @@ func (all workers) run(ctx context.Context, j job) (sample, error) {
 	results, errs := make([]result, len(all)), make([]error, len(all))
 	var wg sync.WaitGroup
 	for i, w := range all {
+		mine := j
+		if i > 0 {
+			mine.Profile = "" // one is enough
+		}
 		wg.Go(func() {
-			if errs[i] = errors.Join(w.enc.Encode(j), w.dec.Decode(&results[i])); errs[i] == nil && results[i].Err != "" {
+			if errs[i] = errors.Join(w.enc.Encode(mine), w.dec.Decode(&results[i])); errs[i] == nil && results[i].Err != "" {
 				errs[i] = errors.New(results[i].Err)
 			}
 		})
@@ -140,6 +145,11 @@ func (w *witness) do(ctx context.Context, j job, take func(worker int) grab) *re
 	for i := range grabs {
 		grabs[i] = take(i)
 	}
+	stop, err := profile(j.Profile)
+	if err != nil {
+		return &result{Err: err.Error()}
+	}
+	defer stop()
 	s, err := hammer(ctx, workersOfEach, j.Time, func(ctx context.Context, worker int) (time.Duration, error) {
 		return w.turn(ctx, me+int64(worker), grabs[worker], j.Hold)
 	})
