@@ -59,7 +59,7 @@ type Config struct {
 // Server is a running throw-away server.
 type Server struct {
 	dir  string
-	port string // "" for the default one, which then only names the socket
+	port string   // "" for the default one, which then only names the socket
 	pipe *os.File // closing it stops the server; as a field it stays reachable
 	done chan struct{}
 	log  bytes.Buffer // what the shell said; to be read after done

@@ -4,6 +4,8 @@ import (
 	"bufio"
 	"context"
 	"errors"
+	"fmt"
+	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -131,6 +133,38 @@ func TestStartReportsWhatTheServerSaid(t *testing.T) {
 	_, err := localpg.Start(&localpg.Config{Settings: map[string]string{"no_such_setting": "1"}})
 	if err == nil || !strings.Contains(err.Error(), "no_such_setting") {
 		t.Fatalf("got %v, want the server's own complaint", err)
+	}
+}
+
+// With a port the server is reached by TCP too, from this machine, and by its socket as before.
+func TestPortListensOnTheLoopback(t *testing.T) {
+	t.Parallel()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	port := l.Addr().(*net.TCPAddr).Port
+	if err := l.Close(); err != nil { // somebody else may take it now, which is unlikely
+		t.Fatal(err)
+	}
+	s, err := localpg.Start(&localpg.Config{Port: port})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = s.Stop() }()
+	for _, url := range []string{s.URL("postgres"), fmt.Sprintf("postgres://postgres@127.0.0.1:%d/postgres?sslmode=disable", port)} {
+		conn, err := pgx.Connect(t.Context(), url)
+		if err != nil {
+			t.Fatal(err)
+		}
+		var listens string
+		err = conn.QueryRow(t.Context(), `SHOW listen_addresses`).Scan(&listens)
+		if err != nil || listens != "127.0.0.1" {
+			t.Errorf("listens on %q: %v", listens, err)
+		}
+		if err := conn.Close(t.Context()); err != nil {
+			t.Error(err)
+		}
 	}
 }
 
