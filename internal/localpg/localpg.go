@@ -80,7 +80,7 @@ func Start(cfg *Config) (*Server, error) {
 	if err != nil {
 		return nil, err
 	}
-	cred, err := serverUser()
+	cred, err := ServerUser()
 	if err != nil {
 		return nil, err
 	}
@@ -226,8 +226,8 @@ func hasServer(dir string) bool {
 	return true
 }
 
-// serverUser is whom to run as: nil (ourselves) unless we are root.
-func serverUser() (*syscall.Credential, error) {
+// ServerUser is whom to run as: nil (ourselves) unless we are root.
+func ServerUser() (*syscall.Credential, error) {
 	if os.Geteuid() != 0 {
 		return nil, nil //nolint:nilnil // nil means no change of user, as in syscall.SysProcAttr
 	}
