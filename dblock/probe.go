@@ -113,19 +113,32 @@ func expect(ctx context.Context, q pg.Querier, sql string, number int64, want bo
 
 // pinned finds out whether two sessions are two server processes, and stay so while both are busy. A
 // pooler in transaction mode gives one that is free to whoever asks: so b is asked first, when the process of a
-// is free, and a while b is still busy.
+// is free. And a is asked again and again for as long as b is busy: where others are at work, or where
+// the pooler takes its connections in turns, a may get the same one once, but not each time. It has to be known before
+// the first lock is taken: a lock on a pooler's connection stays there, and nobody could give it back.
 func pinned(ctx context.Context, a, b pg.Session, pid int64) error {
 	var aPID, bPID int64
 	asked := make(chan error, 1)
 	go func() { asked <- b.Run(ctx, pg.Stmt{SQL: sqlBusyPID, Dest: []any{&bPID}}) }()
-	pause := time.NewTimer(headStart)
+	pause := time.NewTicker(headStart)
 	defer pause.Stop()
-	select {
-	case <-pause.C:
-	case <-ctx.Done():
+	var err, bErr error
+	for n, busy := 0, true; err == nil && (busy || n < asks); n++ {
+		select {
+		case bErr = <-asked:
+			busy, asked = false, nil
+		case <-pause.C:
+		case <-ctx.Done():
+		}
+		err = a.Run(ctx, pg.Stmt{SQL: pg.SQLBackendPID, Dest: []any{&aPID}})
+		if err == nil && aPID != pid {
+			break
+		}
 	}
-	err := a.Run(ctx, pg.Stmt{SQL: pg.SQLBackendPID, Dest: []any{&aPID}})
-	if err := errors.Join(err, <-asked); err != nil {
+	if asked != nil {
+		bErr = <-asked
+	}
+	if err := errors.Join(err, bErr); err != nil {
 		return unavailable(err)
 	}
 	if aPID != pid || bPID == pid {
@@ -134,5 +147,7 @@ func pinned(ctx context.Context, a, b pg.Session, pid int64) error {
 	return nil
 }
 
-// headStart is how much earlier than a the session b is asked, which is then busy for ten times as long.
-const headStart = 5 * time.Millisecond
+const (
+	headStart = 2 * time.Millisecond // by which b is asked earlier than a, and between two questions; b is busy for 50
+	asks      = 10                   // at least, on a server or a network that is slow
+)
