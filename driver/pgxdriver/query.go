@@ -1,6 +1,7 @@
 package pgxdriver
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -18,6 +19,7 @@ type queryer interface {
 	Query(ctx context.Context, sql string, args ...any) (pgx.Rows, error)
 }
 
+// run sends one statement.
 func run(ctx context.Context, q queryer, s pg.Stmt) error {
 	if s.Dest == nil {
 		tag, err := q.Exec(ctx, s.SQL, s.Args...)
@@ -68,6 +70,7 @@ func query(ctx context.Context, q queryer, sql string, args []any) iter.Seq2[pg.
 				return
 			}
 		}
+		rows.Close()
 		if err := rows.Err(); err != nil {
 			yield(nil, mapError(err))
 		}
@@ -90,6 +93,59 @@ func queue(b *pgx.Batch, stmts []pg.Stmt) {
 	}
 }
 
+// oneTrip is a connection on which a statement that is alone is described and executed as the same statement, also
+// behind a pooler in transaction mode. [pgx.QueryExecModeDescribeExec] prepares it without a name in one trip and executes
+// what has no name in the next one, where the pooler may have put another server connection below: with
+// the statement of somebody else. In a batch the second trip carries the text again.
+type oneTrip struct{ *pgx.Conn }
+
+func (c oneTrip) splits() bool {
+	return c.Config().DefaultQueryExecMode == pgx.QueryExecModeDescribeExec
+}
+
+func (c oneTrip) Exec(ctx context.Context, sql string, args ...any) (pgconn.CommandTag, error) {
+	if !c.splits() {
+		return c.Conn.Exec(ctx, sql, args...)
+	}
+	br := c.batch(ctx, sql, args)
+	tag, err := br.Exec()
+	return tag, cmp.Or(err, br.Close())
+}
+
+func (c oneTrip) Query(ctx context.Context, sql string, args ...any) (pgx.Rows, error) {
+	if !c.splits() {
+		return c.Conn.Query(ctx, sql, args...)
+	}
+	br := c.batch(ctx, sql, args)
+	rows, err := br.Query()
+	if err != nil {
+		_ = br.Close() // says the same
+		return nil, err
+	}
+	return &batchRows{Rows: rows, batch: br}, nil
+}
+
+func (c oneTrip) batch(ctx context.Context, sql string, args []any) pgx.BatchResults {
+	var b pgx.Batch
+	b.Queue(sql, args...)
+	return c.SendBatch(ctx, &b)
+}
+
+// batchRows are the only rows of a batch, which ends with them. What the server refuses at the very end, such as a
+// deferred constraint, comes after the last row.
+type batchRows struct {
+	pgx.Rows
+	batch pgx.BatchResults
+	end   error
+}
+
+func (r *batchRows) Close() {
+	r.Rows.Close()
+	r.end = cmp.Or(r.end, r.batch.Close())
+}
+
+func (r *batchRows) Err() error { return cmp.Or(r.Rows.Err(), r.end) }
+
 // poolQuerier runs single statements, each on whatever connection is free.
 type poolQuerier struct{ pool *pgxpool.Pool }
 
@@ -100,7 +156,7 @@ func (q poolQuerier) Run(ctx context.Context, s pg.Stmt) error {
 	}
 	tctx, cancel := context.WithTimeout(ctx, pg.NetTimeout(ctx))
 	defer cancel()
-	err = run(tctx, conn, s)
+	err = run(tctx, oneTrip{conn.Conn()}, s)
 	if conn.Conn().IsClosed() {
 		discard(ctx, conn)
 		return err
@@ -117,7 +173,7 @@ func (q poolQuerier) Query(ctx context.Context, sql string, args ...any) iter.Se
 			return
 		}
 		defer conn.Release()
-		query(ctx, conn, sql, args)(yield)
+		query(ctx, oneTrip{conn.Conn()}, sql, args)(yield)
 	}
 }
 
