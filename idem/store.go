@@ -141,8 +141,10 @@ func (s *Store[TX]) inspect(ctx context.Context) (*server, error) {
 	srv := &server{checkInterval: "500"}
 	err := s.db.Pool().Run(ctx, pg.Stmt{SQL: sqlProbeCheck, Args: []any{srv.checkInterval}})
 	switch {
-	case pg.Rejected(err):
+	case pg.Code(err) == pg.CodeInvalidValue: // the server's platform cannot do it
 		srv.checkInterval = "0"
+	case pg.Rejected(err):
+		return nil, err
 	case err != nil && ctx.Err() != nil:
 		return nil, fmt.Errorf("%w: %w: %w", ErrUnavailable, context.Cause(ctx), err)
 	case err != nil:

@@ -3,6 +3,7 @@ package pg
 import (
 	"errors"
 	"fmt"
+	"strings"
 )
 
 // Facts that drivers report. The packages export those that a user can act on
@@ -31,6 +32,7 @@ var (
 
 // The SQLSTATE codes that the packages decide by.
 const (
+	CodeInvalidValue     = "22023"
 	CodeNotNull          = "23502"
 	CodeUnique           = "23505"
 	CodeSerialization    = "40001"
@@ -41,6 +43,8 @@ const (
 	CodeFailedTx         = "25P02"
 	CodeStalePlan        = "0A000"
 	CodeNoSuchStatement  = "26000"
+	CodeSameStatement    = "42P05"
+	CodeProtocol         = "08P01" // also what PgBouncer sends for errors of its own
 	CodeLockTimeout      = "55P03"
 	CodeQueryCanceled    = "57014"
 	CodeOutOfMemory      = "53200"
@@ -69,8 +73,26 @@ type Error struct {
 	Err        error
 }
 
-func (e *Error) Error() string { return e.Err.Error() }
+func (e *Error) Error() string {
+	text := e.Err.Error()
+	switch {
+	case e.Code == CodeNoSuchStatement, e.Code == CodeSameStatement,
+		e.Code == CodeProtocol && strings.Contains(text, "prepared statement"):
+		return text + preparedHint
+	case e.Code == CodeStalePlan && strings.Contains(text, "cached plan"):
+		return text + planHint
+	}
+	return text
+}
+
 func (e *Error) Unwrap() error { return e.Err }
+
+// What helps where statements are prepared on one server connection and executed on another.
+const (
+	preparedHint = ": behind a pooler in transaction mode prepared statements need PgBouncer 1.21 or newer with max_prepared_statements set; " +
+		"otherwise connect with default_query_exec_mode=exec (pgx) or binary_parameters=yes (lib/pq)"
+	planHint = ": PgBouncer keeps statements that it has prepared before a migration until RECONNECT is said on its admin console"
+)
 
 // Code is the SQLSTATE in err, or "" when err is not an answer of the server.
 func Code(err error) string {
