@@ -4,9 +4,9 @@
 GOLANGCI := go run github.com/golangci/golangci-lint/v2/cmd/golangci-lint@v2.15.0
 GOTEST   := go test -race -shuffle=on -parallel 8 -timeout 15m
 MODULES  := . examples integration/drivers bench
-EXTERNAL := integration/containers
+EXTERNAL := integration/containers integration/pgbouncer
 
-.PHONY: help demo test integration bench bench-quick lint fmt
+.PHONY: help demo test integration containers pgbouncer versions bench bench-quick lint fmt
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -21,10 +21,22 @@ test: ## lint, then every test with the race detector, on real Postgres servers
 	@$(MAKE) --no-print-directory lint
 	@set -e; for m in $(MODULES); do echo "== test $$m"; (cd $$m && $(GOTEST) ./...); done
 
-integration: ## what needs more than this machine's Postgres: a container engine (PGONCE_TEST_IMAGE="postgres:17-alpine")
-	@scripts/setup.sh race
+integration: ## what needs more than this machine's Postgres: a container engine, PgBouncer, Postgres 14 to 18
+	@scripts/setup.sh postgres race
 	@$(MAKE) --no-print-directory lint MODULES="$(EXTERNAL)"
-	@set -e; for m in $(EXTERNAL); do echo "== integration $$m"; (cd $$m && $(GOTEST)); done
+	@$(MAKE) --no-print-directory -k containers pgbouncer versions
+
+containers: ## the suite on a container of PGONCE_TEST_IMAGE (postgres:17-alpine)
+	@echo "== integration containers"; cd integration/containers && $(GOTEST)
+
+pgbouncer: ## the suite through PgBouncer below 1.21 and above, built from source (or PGONCE_PGBOUNCER=path:path)
+	@scripts/setup.sh postgres race
+	@echo "== integration pgbouncer"; scripts/pgbouncer.sh || true # the tests say what is missing
+	@cd integration/pgbouncer && $(GOTEST) -timeout 40m
+
+versions: ## the tests on Postgres 14 to 18 (ARGS="14 18" for some)
+	@scripts/setup.sh race
+	@scripts/versions.sh $(ARGS)
 
 bench: ## pgonce beside its peers, and docs/benchmarks.md of it, in up to 25 minutes (ARGS="--help" for its flags)
 	@scripts/setup.sh postgres redis

@@ -1,8 +1,9 @@
 #!/bin/sh
 # Sees to it that this machine has what the named parts need: "postgres" (server binaries, to
-# start throw-away servers from), "race" (a C compiler, for go test -race) and "redis" (a server binary
-# to measure against). What is missing is installed with apt, after saying so. No server is started,
-# stopped or configured. PGONCE_NO_INSTALL=1 forbids installing. usage: setup.sh [postgres] [race] [redis]
+# start throw-away servers from), "race" (a C compiler, for go test -race), "redis" (a server binary
+# to measure against) and "pgbouncer" (what scripts/pgbouncer.sh builds it with; Debian's own package would
+# start a service). What is missing is installed with apt, after saying so. No server is started, stopped or
+# configured. PGONCE_NO_INSTALL=1 forbids installing. usage: setup.sh [postgres] [race] [redis] [pgbouncer]
 set -eu
 
 has_postgres() {
@@ -18,6 +19,8 @@ has_race() { echo '#include <stdlib.h>' | "${CC:-gcc}" -E -x c - >/dev/null 2>&1
 # Debian keeps the server's program in redis-tools, under the name of another part that it plays.
 has_redis() { command -v redis-server >/dev/null || command -v redis-check-rdb >/dev/null; }
 
+has_libevent() { command -v pkg-config >/dev/null && pkg-config --exists libevent && command -v make >/dev/null; }
+
 missing=""
 for part in "$@"; do
 	case $part in
@@ -25,6 +28,7 @@ for part in "$@"; do
 	race) has_race || missing="$missing gcc libc6-dev" ;;
 	# redis-server would start a service now, and at every boot; redis-tools brings none.
 	redis) has_redis || missing="$missing redis-tools" ;;
+	pgbouncer) has_libevent || missing="$missing make pkg-config libevent-dev" ;;
 	*) echo "setup: unknown part $part" >&2; exit 2 ;;
 	esac
 done

@@ -7,6 +7,7 @@ package conformance
 import (
 	"context"
 	"errors"
+	"maps"
 	"strings"
 	"testing"
 
@@ -34,6 +35,10 @@ type Client[TX any] struct {
 	// BeginsReadWrite says that its BEGIN names READ WRITE, which overrides a role or a database
 	// whose transactions are read-only by default. A standby it cannot override.
 	BeginsReadWrite bool
+
+	// Only runs the suites whose name begins so, Without leaves some out: what does not hold by way of this client.
+	Only    string
+	Without []string
 }
 
 // Pool is a driver over a client library's pool, and the pool's own way to begin.
@@ -47,16 +52,27 @@ type Pool[TX any] struct {
 // suites are the tests of one package, by the names that docs/guarantees.md uses.
 type suites[TX any] map[string]func(*testing.T, Client[TX])
 
-// Run runs every suite.
+// Run runs every suite, unless the client says otherwise.
 func Run[TX any](t *testing.T, c Client[TX]) {
 	t.Helper()
+	all := suites[TX]{}
 	for _, suites := range []suites[TX]{seamSuites[TX](), idemSuites[TX](), machineSuites[TX](), lockSuites[TX](), lockTxSuites[TX](), lockRowsSuites[TX]()} {
-		for name, suite := range suites {
-			t.Run(name, func(t *testing.T) {
-				t.Parallel()
-				suite(t, c)
-			})
+		maps.Copy(all, suites)
+	}
+	for _, name := range c.Without {
+		if all[name] == nil {
+			t.Errorf("there is no suite %s to leave out", name)
 		}
+		delete(all, name)
+	}
+	for name, suite := range all {
+		if !strings.HasPrefix(name, c.Only) {
+			continue
+		}
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			suite(t, c)
+		})
 	}
 }
 
