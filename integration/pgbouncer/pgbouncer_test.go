@@ -93,8 +93,8 @@ func TestPgx(t *testing.T) {
 	})
 }
 
-// keptStatements are the suites that prepare a statement again after the server has refused to, or after a migration.
-// PgBouncer closes the connection, or goes on with what it has: TestStalePlanUntilReconnect, TestRefusedStatementIsPreparedAgain.
+// keptStatements are the suites that prepare a statement again: after the server has refused to prepare it, when PgBouncer closes the
+// connection (FATAL 08P01, "prepared statement name is already in use"), or after a migration (TestStalePlanUntilReconnect).
 var keptStatements = []string{"idem/StalePlan", "idem/StaleWait", "machine/Forbidden", "lock/TxFailed"}
 
 func TestDatabaseSQL(t *testing.T) {
