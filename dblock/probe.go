@@ -144,6 +144,26 @@ func pinned(ctx context.Context, a, b pg.Session, pid int64) error {
 	if aPID != pid || bPID == pid {
 		return ErrSessionNotPinned
 	}
+	return alone(ctx, a, b, pid, bPID)
+}
+
+// alone asks both in an order in which neither a pooler that gives out what came back last, nor one that takes turns, can
+// answer as two server processes do. It catches the one that has just two, of which b had the other one while it was busy.
+func alone(ctx context.Context, a, b pg.Session, aPID, bPID int64) error {
+	for range 3 {
+		for _, s := range []struct {
+			session pg.Session
+			pid     int64
+		}{{a, aPID}, {b, bPID}, {b, bPID}, {a, aPID}} {
+			var pid int64
+			if err := s.session.Run(ctx, pg.Stmt{SQL: pg.SQLBackendPID, Dest: []any{&pid}}); err != nil {
+				return unavailable(err)
+			}
+			if pid != s.pid {
+				return ErrSessionNotPinned
+			}
+		}
+	}
 	return nil
 }
 
