@@ -137,7 +137,7 @@ func (b *pooler) configure(serverURL string, settings map[string]string) error {
 	all := map[string]string{
 		"listen_addr": "", "listen_port": "5432", "unix_socket_dir": b.dir, "logfile": b.file("log"), "auth_type": "trust", "auth_file": b.file("users"),
 		"pool_mode": "transaction", "max_client_conn": "500", "default_pool_size": "30", "ignore_startup_parameters": "extra_float_digits",
-		"server_login_retry": "1", "server_round_robin": "1",
+		"server_login_retry": "1", "server_round_robin": "1", "query_wait_timeout": "20",
 	}
 	if b.prepares {
 		all["max_prepared_statements"] = "200"

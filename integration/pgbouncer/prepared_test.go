@@ -44,7 +44,9 @@ func TestPreparedStatementsAreExplained(t *testing.T) {
 		verbs := map[string]func(*pgxpool.Pool) error{
 			"Store.Validate": func(pool *pgxpool.Pool) error { return storeOn(t, pool).Validate(t.Context()) },
 			"migrations.Validate": func(pool *pgxpool.Pool) error {
-				return migrations.Validate(t.Context(), stdlib.OpenDBFromPool(pool), nil)
+				std := stdlib.OpenDBFromPool(pool)
+				defer func() { _ = std.Close() }()
+				return migrations.Validate(t.Context(), std, nil)
 			},
 			"Do": func(pool *pgxpool.Pool) error {
 				_, err := idem.Do(t.Context(), storeOn(t, pool), refund.Key("m1", "r1"), idem.NoFingerprint(), insertEffect("r1"))
