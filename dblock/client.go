@@ -40,6 +40,11 @@ type Config struct {
 	// to hold those that were waited for. More keys than that are asked for in turn. Defaults to 8.
 	MaxWaiters int
 
+	// Holder names this process to who asks for the holder of a lock ([Client.Inspect]): 1 to 63 bytes of
+	// printable UTF-8. Defaults to "host/pid program". It is in the application_name of the client's connections, too, cut to
+	// what fits.
+	Holder string
+
 	// Observe is told what becomes of locks, for metrics and traces. It must be quick, and must not
 	// call the client. Defaults to nothing.
 	Observe func(Event)
@@ -71,6 +76,12 @@ func (cfg *Config) resolved() (Config, error) {
 	}
 	if c.MaxWaiters == 0 {
 		c.MaxWaiters = defaultMaxWaiters
+	}
+	if c.Holder == "" {
+		c.Holder = defaultHolder()
+	}
+	if reason := pg.Fault(c.Holder, maxHolder); reason != "" {
+		return c, fmt.Errorf("Config.Holder %s", reason)
 	}
 	if c.Logger == nil {
 		c.Logger = slog.New(slog.DiscardHandler)

@@ -86,10 +86,12 @@ func (s *session) prepare(ctx context.Context) error {
 	}
 	s.pid = f.pid
 	s.sent = s.engine.now()
+	cfg := s.engine.cfg
+	name := sessionName{tag: sessionTag(cfg.Schema, s.alone), ttl: cfg.TTL, holder: cfg.Holder}
 	var alone bool
 	var found int64
 	err = s.conn.RunAll(ctx,
-		pg.Stmt{SQL: sqlSettings, Args: []any{millis(s.engine.cfg.TTL), millis(s.slice)}},
+		pg.Stmt{SQL: sqlSettings, Args: []any{millis(cfg.TTL), millis(s.slice), name.String()}},
 		pg.Stmt{SQL: sqlNewerSettings},
 		pg.Stmt{SQL: s.engine.sql.epoch, Dest: []any{&s.epoch}, Rows: &found},
 		pg.Stmt{SQL: sqlAlive, Args: []any{s.alone}, Dest: []any{&alone}})

@@ -17,9 +17,10 @@ SELECT pg_backend_pid(), current_setting('server_version_num')::bigint, pg_is_in
 
 	// sqlSettings makes a session ours. $1 is the TTL in ms: the server ends a session that has been silent
 	// for so long, and with it its locks. $2 bounds what it waits for a lock, in ms. Nothing that the
-	// role has set may cut a wait or a lock short. Locks: none.
+	// role has set may cut a wait or a lock short. $3 is its name, for sqlInspect. Locks: none.
 	sqlSettings = `
 SELECT set_config('idle_session_timeout', $1::text, false), set_config('lock_timeout', $2::text, false),
+       set_config('application_name', $3::text, false),
        set_config('statement_timeout', '0', false), set_config('idle_in_transaction_session_timeout', '0', false),
        set_config('default_transaction_read_only', 'off', false),
        set_config('default_transaction_isolation', 'read committed', false),
@@ -167,6 +168,22 @@ WITH own AS MATERIALIZED (
         WHEN NOT pg_advisory_unlock($1::bigint # $4::bigint) THEN NULL
         ELSE 0 END AS busy)
 SELECT busy, CASE WHEN busy = 0 THEN nextval('"pgonce"."fence"') ELSE 0 END FROM own`
+
+	// sqlInspect reads the advisory locks of this database that are named by one number, who has or wants them, and
+	// what they say of themselves; durations in microseconds, -1 where the server does not say. It takes the locks of the
+	// server's own lock table for a moment, once, and once more for each session that waits. Locks: none
+	// beyond that. Tables: none; it reads shared memory.
+	sqlInspect = `
+SELECT coalesce(l.pid, 0)::bigint, (l.classid::bigint << 32) | l.objid::bigint, l.mode = 'ShareLock', l.granted,
+       coalesce(a.application_name, ''),
+       coalesce((1000000 * extract(epoch FROM clock_timestamp() - l.waitstart))::bigint, -1),
+       coalesce(CASE a.state WHEN 'idle' THEN (1000000 * extract(epoch FROM clock_timestamp() - a.state_change))::bigint
+                             WHEN 'active' THEN 0 END, -1),
+       coalesce((1000000 * extract(epoch FROM clock_timestamp() - a.xact_start))::bigint, -1),
+       CASE WHEN l.granted THEN '' ELSE array_to_string(pg_blocking_pids(l.pid), ',') END
+FROM pg_catalog.pg_locks AS l LEFT JOIN pg_catalog.pg_stat_activity AS a ON a.pid = l.pid
+WHERE l.locktype = 'advisory' AND l.objsubid = 1
+  AND l.database = (SELECT oid FROM pg_catalog.pg_database WHERE datname = current_database())`
 
 	// sqlFence keeps successors of a holder out until the caller's transaction ends. $1 is the companion, $2 the
 	// liveness lock of the session that holds the key. The companion comes first: a successor that finds it

@@ -30,7 +30,7 @@ type Table struct {
 	ID string
 }
 
-// maxIdentifier is what Postgres cuts longer names down to.
+// maxIdentifier is what Postgres cuts longer names down to, in bytes.
 const maxIdentifier = 63
 
 // resolve is the table and its column in SQL.

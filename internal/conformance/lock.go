@@ -31,6 +31,7 @@ func lockSuites[TX any]() suites[TX] {
 		"lock/Do":              lockDo[TX],
 		"lock/Close":           lockClose[TX],
 		"lock/Misuse":          lockMisuse[TX],
+		"lock/Inspect":         lockInspect[TX],
 	}
 }
 
