@@ -79,7 +79,8 @@ func (c *Client[TX]) Do(ctx context.Context, key Key, fn func(ctx context.Contex
 }
 
 func (c *Client[TX]) acquire(ctx, parent context.Context, key Key, cfg *LockConfig, patient bool) (*Lock[TX], error) {
-	r := &request{parent: parent, key: key, patient: patient, answer: make(chan answer, 1)}
+	l := &Lock[TX]{client: c}
+	r := &request{parent: parent, key: key, patient: patient, handle: l, answer: make(chan answer, 1)}
 	if cfg != nil {
 		r.cfg = *cfg
 	}
@@ -91,7 +92,8 @@ func (c *Client[TX]) acquire(ctx, parent context.Context, key Key, cfg *LockConf
 		}
 		return nil, fmt.Errorf("dblock: %s %s: %w", verb, key, err)
 	}
-	return &Lock[TX]{client: c, tenure: t}, nil
+	l.tenure, l.ctx = t, heldContext{t.ctx}
+	return l, nil
 }
 
 func (e *engine) acquire(ctx context.Context, r *request) (*tenure, error) {

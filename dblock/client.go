@@ -49,7 +49,7 @@ type Config struct {
 	// call the client. Defaults to nothing.
 	Observe func(Event)
 
-	// Logger gets a line for what deserves a look: losses and overruns. Defaults to discarding.
+	// Logger gets a line for what deserves a look: losses, overruns and leaks. Defaults to discarding.
 	Logger *slog.Logger
 }
 

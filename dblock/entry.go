@@ -35,6 +35,7 @@ type request struct {
 	key     Key
 	cfg     LockConfig
 	patient bool // waits
+	handle  handle
 	tries   int  // round trips that were lost, or held up for no good reason
 	asked   bool // and somebody had it
 	began   time.Duration

@@ -21,10 +21,11 @@ const (
 	Released
 	Lost    // Err is a *LostError
 	Overrun // held for longer than LockConfig.Expect; it is kept
+	Leaked  // the program has dropped the Lock without Release; it is kept
 )
 
 func (k EventKind) String() string {
-	names := [...]string{"unknown", "acquired", "refused", "released", "lost", "overrun"}
+	names := [...]string{"unknown", "acquired", "refused", "released", "lost", "overrun", "leaked"}
 	if k < 0 || int(k) >= len(names) {
 		return names[0]
 	}

@@ -38,3 +38,12 @@ func (c *Client[TX]) InLine(k Key) int {
 
 // SetHandOver changes for how long a lock is handed over in memory.
 func (c *Client[TX]) SetHandOver(d time.Duration) { c.engine.limits.handOver = d }
+
+// WatchHandles does what a heartbeat does for handles that are not watched yet.
+func (c *Client[TX]) WatchHandles() {
+	c.engine.mu.Lock()
+	defer c.engine.mu.Unlock()
+	for _, s := range c.engine.sessions() {
+		s.watchHandles()
+	}
+}

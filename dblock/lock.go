@@ -18,9 +18,13 @@ type LockConfig struct {
 }
 
 // Lock is a lock that is held, or was. Release it when done. Safe for concurrent use.
+//
+// A Lock that is dropped without Release, and whose Context nobody has any more, is reported after a while
+// ([Leaked], and a line for [Config.Logger]) and stays held: its work may go on without it.
 type Lock[TX any] struct {
 	client *Client[TX]
 	tenure *tenure
+	ctx    heldContext
 }
 
 // tenure is one caller's time with a lock.
@@ -35,16 +39,18 @@ type tenure struct {
 	overrun *time.Timer
 
 	// Under the engine's mutex.
-	over error         // nil while it lasts: ErrNotHeld, or a *LostError
-	left chan struct{} // closed when the release is over; nil before it began
-	err  error         // of the release
+	handle handle        // of who has the lock, until it is watched; a released one is not
+	over   error         // nil while it lasts: ErrNotHeld, or a *LostError
+	left   chan struct{} // closed when the release is over; nil before it began
+	err    error         // of the release
 }
 
 func newTenure(e *engine, h *hold, r *request) *tenure {
 	t := &tenure{
 		engine: e, hold: h, key: r.key, shared: r.cfg.Shared, granted: e.now(),
-		token: newToken(h.session.epoch, h.sequence, h.local),
+		token: newToken(h.session.epoch, h.sequence, h.local), handle: r.handle,
 	}
+	r.handle = nil // which may be kept for longer, in lists
 	t.ctx = newLockContext(r.parent, t)
 	if r.cfg.Expect > 0 {
 		t.overrun = time.AfterFunc(r.cfg.Expect, t.reportOverrun)
@@ -62,7 +68,7 @@ func (l *Lock[TX]) Token() Token { return l.tenure.token }
 // (context.Cause) is a [*LostError]; and when it is released, with the cause [ErrNotHeld]. It keeps
 // the values of the ctx of Acquire but not its end. Its Err asks the clock, so work that has been frozen
 // finds out before it does anything else.
-func (l *Lock[TX]) Context() context.Context { return l.tenure.ctx }
+func (l *Lock[TX]) Context() context.Context { return &l.ctx }
 
 // Remaining is for how long the lock is good if the server does not answer any more. It is 0 when the
 // lock is lost or released. While all is well it is renewed long before.

@@ -153,6 +153,7 @@ func (s *session) tick() {
 	if s.lost != nil {
 		return
 	}
+	s.watchHandles()
 	beat := s.beat()
 	switch quiet := e.now() - s.sent; {
 	case s.blocked:
