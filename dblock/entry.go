@@ -93,8 +93,12 @@ func (e *engine) leave(r *request) {
 	if en == nil {
 		return
 	}
+	first := len(en.line) > 0 && en.line[0] == r
 	en.line = slices.DeleteFunc(en.line, func(o *request) bool { return o == r })
 	if len(en.line) > 0 {
+		if first {
+			e.follow(en, r)
+		}
 		return
 	}
 	switch en.phase {
@@ -107,6 +111,17 @@ func (e *engine) leave(r *request) {
 		en.phase = quiet
 		e.advance(en)
 	case quiet, asking:
+	}
+}
+
+// follow goes on when the first in line has left and others have not: who waited behind one for another kind of lock may
+// have his at once, or would wait for the wrong kind.
+func (e *engine) follow(en *entry, r *request) {
+	switch {
+	case en.phase == quiet:
+		e.advance(en)
+	case en.phase == queuing && en.waiter != nil && en.line[0].cfg.Shared != r.cfg.Shared:
+		e.interrupt(en.waiter)
 	}
 }
 

@@ -282,7 +282,8 @@ func (w *wait) wanted(sliceOver bool) bool {
 	e := w.engine
 	e.mu.Lock()
 	defer e.unlock()
-	return len(w.entry.line) > 0 && w.session.lost == nil && (!sliceOver || len(e.parked) == 0)
+	line := w.entry.line
+	return len(line) > 0 && line[0].cfg.Shared == w.shared && w.session.lost == nil && (!sliceOver || len(e.parked) == 0)
 }
 
 // own draws the token, if nothing holds the key up; else busy is the mask of what does.
