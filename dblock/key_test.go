@@ -2,8 +2,11 @@ package dblock
 
 import (
 	"errors"
+	"regexp"
 	"strings"
 	"testing"
+	"unicode"
+	"unicode/utf8"
 
 	"github.com/pgonce/pgonce/internal/pg"
 )
@@ -50,23 +53,38 @@ func TestKeysAreChecked(t *testing.T) {
 	}
 }
 
-// No two pairs of space and id run together to one encoding.
-func FuzzNumbersAreApart(f *testing.F) {
+// Whatever a key is made of: no two pairs of space and id have one number, nor one pair in two schemas; what Validate lets
+// through is what the server can be told, and nothing of an id but a digest is ever shown.
+func FuzzKeys(f *testing.F) {
 	f.Add("a", "bc", "ab", "c")
 	f.Add("a", "b", "a", "b")
+	f.Add("", "", "\x00", "\x00\x00")
+	f.Add("order", "42", "order", "4\x002")
+	f.Add("\xff\xfe", "\u202e", "ordnung", "\u0085")
+	f.Add(strings.Repeat("\U0001f600", 25), strings.Repeat("x", 255), "#", "#00000000")
 	f.Fuzz(func(t *testing.T, space1, id1, space2, id2 string) {
 		a, b := Key{space1, id1}, Key{space2, id2}
 		if (a == b) != (a.number(pg.DefaultSchema) == b.number(pg.DefaultSchema)) {
 			t.Errorf("%q and %q", a, b)
 		}
-		if a == b {
-			return
-		}
 		if a.number("s") == a.number("t") {
-			t.Errorf("%q in two schemas", a)
+			t.Errorf("%q has one number in two schemas", a)
+		}
+		for _, k := range []Key{a, b} {
+			err := k.Validate()
+			good := k.Space != "" && k.ID != "" && len(k.Space) <= MaxSpace && len(k.ID) <= MaxID && utf8.ValidString(k.Space+"/"+k.ID) &&
+				!strings.ContainsFunc(k.Space+k.ID, unicode.IsControl)
+			if e, ok := errors.AsType[*KeyError](err); good != (err == nil) || !good && (!ok || !errors.Is(err, ErrInvalidKey) || e.Part != "space" && e.Part != "id") {
+				t.Errorf("%q: %v", k, err)
+			}
+			if rest, ok := strings.CutPrefix(k.String(), pg.Printable(k.Space)); !ok || !digest.MatchString(rest) {
+				t.Errorf("%q shows more than a digest of its id: %s", k.ID, k)
+			}
 		}
 	})
 }
+
+var digest = regexp.MustCompile(`^#[0-9a-f]{8}$`)
 
 func TestKeyHidesItsID(t *testing.T) {
 	t.Parallel()

@@ -298,7 +298,7 @@ func (s *lockSession) busy(n int64, shared bool) int64 {
 		if shared && mask == companionShared {
 			continue
 		}
-		if !v.lock(n ^ mask).try(s, false) {
+		if !v.lock(n^mask).try(s, false) {
 			return mask
 		}
 		v.unlock(s, n^mask, false)
