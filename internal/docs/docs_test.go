@@ -38,6 +38,20 @@ func TestREADMECodeIsATestedExample(t *testing.T) {
 	}
 }
 
+// So is all code on the page for users of Redis locks.
+func TestCodeForRedisUsersIsATestedExample(t *testing.T) {
+	t.Parallel()
+	blocks := regexp.MustCompile("(?s)```go\n(.*?)```").FindAllStringSubmatch(read(t, "docs/from-redis.md"), -1)
+	if len(blocks) < 5 {
+		t.Fatalf("found only %d blocks of code", len(blocks))
+	}
+	for _, b := range blocks {
+		if !strings.Contains(read(t, "dblock/examplefromredis_test.go"), b[1]) {
+			t.Errorf("this is not in dblock/examplefromredis_test.go:\n%s", b[1])
+		}
+	}
+}
+
 // Every test that a guarantee names exists, and every test of the conformance suite
 // about a package backs a guarantee.
 func TestGuaranteesNameExistingTests(t *testing.T) {
