@@ -20,7 +20,7 @@ import (
 // a plain account of it says. A failure prints how to replay it.
 func TestEngineKeepsToTheModel(t *testing.T) {
 	t.Parallel()
-	rapid.Check(t, func(t *rapid.T) {
+	rapid.Check(t, func(t *rapid.T) { // 100 orders, unless RAPID_CHECKS says otherwise
 		rapid.SyncTest(t, func(t *rapid.T) {
 			m := newModel(t)
 			t.Cleanup(m.finish)
@@ -50,7 +50,7 @@ type caller struct {
 	shared, patient bool
 	came            int // in which step
 	giveUp          context.CancelFunc
-	answer          chan struct{}
+	told            chan func() // sets what follows
 	lock            *Lock[struct{}]
 	err             error
 }
@@ -105,16 +105,16 @@ func drawKey(t *rapid.T) Key {
 
 func (m *model) start(t *rapid.T, patient bool) {
 	ctx, cancel := context.WithCancel(context.WithoutCancel(t.Context()))
-	c := &caller{key: drawKey(t), shared: rapid.Bool().Draw(t, "shared"), patient: patient, came: m.step, giveUp: cancel, answer: make(chan struct{})}
+	c := &caller{key: drawKey(t), shared: rapid.Bool().Draw(t, "shared"), patient: patient, came: m.step, giveUp: cancel, told: make(chan func(), 1)}
 	m.callers = append(m.callers, c)
 	m.started++
 	go func() {
-		defer close(c.answer)
 		verb := m.client.TryAcquire
 		if patient {
 			verb = m.client.Acquire
 		}
-		c.lock, c.err = verb(ctx, c.key, &LockConfig{Shared: c.shared})
+		lock, err := verb(ctx, c.key, &LockConfig{Shared: c.shared})
+		c.told <- func() { c.lock, c.err = lock, err }
 	}()
 }
 
@@ -246,9 +246,10 @@ func (m *model) Check(t *rapid.T) {
 func (m *model) settle(t *rapid.T) {
 	for _, c := range m.callers {
 		select {
-		case <-c.answer:
+		case tell := <-c.told:
+			tell()
 		default:
-			if !c.patient {
+			if !c.patient && c.lock == nil {
 				t.Fatalf("%s does not want to wait, and waits", c)
 			}
 		}
