@@ -246,7 +246,9 @@ func (s *lockSession) run(st pg.Stmt) error {
 		s.timeout = setting(st.Args[0])
 	case sqlEpoch:
 		*st.Dest[0].(*int64), *st.Rows = 1, 1
-	case sqlNewerSettings, sqlCheckInterval, sqlAdvance:
+	case sqlNewerSettings, sqlReady:
+	case sqlJoin:
+		*st.Dest[0].(*bool), *st.Dest[1].(*bool) = true, true
 	case pg.SQLBackendPID:
 		*st.Dest[0].(*int64) = s.pid
 	case sqlAlive:
@@ -254,6 +256,10 @@ func (s *lockSession) run(st pg.Stmt) error {
 		*st.Dest[0].(*bool) = v.lock(s.alone).try(s, false)
 	case sqlTake:
 		return s.take(st)
+	case sqlTakeOne:
+		return s.takeOne(st)
+	case sqlUnlock:
+		*st.Dest[0].(*bool) = v.unlock(s, st.Args[0].(int64), false)
 	case sqlDrop:
 		s.each(st, func(n int64, shared bool) int { return btoi(v.unlock(s, n, shared)) })
 	case sqlPeek:
@@ -307,19 +313,35 @@ func (s *lockSession) busy(n int64, shared bool) int64 {
 }
 
 func (s *lockSession) take(st pg.Stmt) error {
-	v := s.server
-	s.each(st, func(n int64, shared bool) int {
-		switch {
-		case !v.lock(n).try(s, shared):
-			return 0
-		case s.busy(n, shared) != 0:
-			v.unlock(s, n, shared)
-			return -1
-		}
-		return 1
-	})
-	v.sequence++
-	*st.Dest[1].(*int64) = v.sequence
+	s.each(st, s.takeKey)
+	s.server.sequence++
+	*st.Dest[1].(*int64) = s.server.sequence
+	return s.server.memory()
+}
+
+func (s *lockSession) takeOne(st pg.Stmt) error {
+	got := int64(s.takeKey(st.Args[0].(int64), false))
+	if got == 1 {
+		s.server.sequence++
+		got = s.server.sequence
+	}
+	*st.Dest[0].(*int64) = got
+	return s.server.memory()
+}
+
+func (s *lockSession) takeKey(n int64, shared bool) int {
+	switch v := s.server; {
+	case !v.lock(n).try(s, shared):
+		return 0
+	case s.busy(n, shared) != 0:
+		v.unlock(s, n, shared)
+		return -1
+	}
+	return 1
+}
+
+// memory is the error of a statement that ran out of it when all was done.
+func (v *lockServer) memory() error {
 	if v.exhaust > 0 {
 		v.exhaust--
 		return refusal(pg.CodeOutOfMemory)
