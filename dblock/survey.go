@@ -76,6 +76,9 @@ func (v *survey) read(ctx context.Context, q pg.Querier) error {
 		if err != nil {
 			return err
 		}
+		if r.number == v.engine.gate || r.number == v.engine.members {
+			continue // sessions have these for themselves
+		}
 		r.waited, r.idle, r.age = time.Duration(waited)*time.Microsecond, time.Duration(idle)*time.Microsecond, time.Duration(age)*time.Microsecond
 		for pid := range strings.SplitSeq(blockers, ",") {
 			if n, err := strconv.Atoi(pid); err == nil {
