@@ -106,6 +106,7 @@ func (e *engine) acquire(ctx context.Context, r *request) (*tenure, error) {
 	if ctx.Err() != nil {
 		return nil, fmt.Errorf("%w: %w", ErrNotAcquired, context.Cause(ctx))
 	}
+	r.number = e.number(r.key)
 	e.mu.Lock()
 	if e.heldBy(ctx, r.key) {
 		e.unlock()
@@ -138,7 +139,7 @@ func (e *engine) giveUp(ctx context.Context, r *request) error {
 		return err
 	default:
 	}
-	if en := e.entries[e.number(r.key)]; en != nil && slices.Contains(e.parked, en) {
+	if en := e.entries[r.number]; en != nil && slices.Contains(e.parked, en) {
 		err = fmt.Errorf("%w: all %d connections for waiting are in use (Config.MaxWaiters): %w", ErrCapacity, e.cfg.MaxWaiters, err)
 	}
 	e.leave(r)

@@ -33,6 +33,7 @@ const (
 type request struct {
 	parent  context.Context // of the tenure's ctx
 	key     Key
+	number  int64 // of the key
 	cfg     LockConfig
 	patient bool // waits
 	handle  handle
@@ -74,11 +75,10 @@ func (e *engine) enter(r *request) error {
 	if e.closed {
 		return ErrClosed
 	}
-	number := e.number(r.key)
-	en := e.entries[number]
+	en := e.entries[r.number]
 	if en == nil {
-		en = &entry{number: number, key: r.key}
-		e.entries[number] = en
+		en = &entry{number: r.number, key: r.key}
+		e.entries[r.number] = en
 	} else if en.key != r.key {
 		return fmt.Errorf("%w: %s and %s", ErrCollision, en.key, r.key)
 	}
@@ -89,7 +89,7 @@ func (e *engine) enter(r *request) error {
 
 // leave takes a request out of its line, if it is still there.
 func (e *engine) leave(r *request) {
-	en := e.entries[e.number(r.key)]
+	en := e.entries[r.number]
 	if en == nil {
 		return
 	}
