@@ -103,6 +103,9 @@ func (e *engine) acquire(ctx context.Context, r *request) (*tenure, error) {
 	if r.cfg.Expect < 0 {
 		return nil, errors.New("negative LockConfig.Expect")
 	}
+	if r.cfg.Shared && !e.kind.shares() {
+		return nil, errShared
+	}
 	if ctx.Err() != nil {
 		return nil, fmt.Errorf("%w: %w", ErrNotAcquired, context.Cause(ctx))
 	}

@@ -1,6 +1,7 @@
 package dblock
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -41,8 +42,8 @@ type Config struct {
 	MaxWaiters int
 
 	// Holder names this process to who asks for the holder of a lock ([Client.Inspect]): 1 to 63 bytes of
-	// printable UTF-8. Defaults to "host/pid program". It is in the application_name of the client's connections, too, cut to
-	// what fits.
+	// printable UTF-8. Defaults to "host/pid program". Leases store it in their rows; for session locks it is in the
+	// application_name of the client's connections, cut to what fits.
 	Holder string
 
 	// Observe is told what becomes of locks, for metrics and traces. It must be quick, and must not
@@ -68,8 +69,8 @@ func (cfg *Config) resolved() (Config, error) {
 	if c.TTL == 0 {
 		c.TTL = defaultTTL
 	}
-	if c.TTL < leastTTL || c.TTL > longestTTL {
-		return c, fmt.Errorf("TTL of %v: use %v to %v", c.TTL, leastTTL, longestTTL)
+	if c.TTL < 0 || c.TTL > longestTTL {
+		return c, fmt.Errorf("TTL of %v: use at most %v", c.TTL, longestTTL)
 	}
 	if c.MaxLocks < 0 || c.MaxWaiters < 0 {
 		return c, errors.New("negative limit")
@@ -105,47 +106,43 @@ type Client[TX any] struct {
 // server's room. It never falls back to another kind of lock: two processes on different kinds would not
 // exclude each other.
 func New[TX any](ctx context.Context, db pg.Driver[TX], cfg *Config) (*Client[TX], error) {
+	return open(ctx, "new", db, cfg, leastTTL, func(cfg Config) *engine { return newEngine(ctx, db.Session, cfg) })
+}
+
+// open makes a client with the engine that newEngine makes of the configuration.
+func open[TX any](ctx context.Context, verb string, db pg.Driver[TX], cfg *Config, least time.Duration, newEngine func(Config) *engine) (*Client[TX], error) {
 	if db == nil {
-		return nil, errors.New("dblock: new: nil driver: pass pgxdriver.New(pool), sqldriver.New(db) or sqlxdriver.New(db)")
+		return nil, fmt.Errorf("dblock: %s: nil driver: pass pgxdriver.New(pool), sqldriver.New(db) or sqlxdriver.New(db)", verb)
 	}
 	if err := db.Err(); err != nil {
-		return nil, fmt.Errorf("dblock: new: %w", err)
+		return nil, fmt.Errorf("dblock: %s: %w", verb, err)
 	}
 	resolved, err := cfg.resolved()
-	if err != nil {
-		return nil, fmt.Errorf("dblock: new: %w", err)
+	if err == nil && resolved.TTL < least {
+		err = fmt.Errorf("TTL of %v: use %v to %v", resolved.TTL, least, longestTTL)
 	}
-	c := &Client[TX]{db: db, engine: newEngine(ctx, db.Session, resolved)}
+	if err != nil {
+		return nil, fmt.Errorf("dblock: %s: %w", verb, err)
+	}
+	c := &Client[TX]{db: db, engine: newEngine(resolved)}
 	if err := c.start(ctx); err != nil {
-		return nil, fmt.Errorf("dblock: new: %w", errors.Join(err, c.engine.close(context.WithoutCancel(ctx))))
+		return nil, fmt.Errorf("dblock: %s: %w", verb, errors.Join(err, c.engine.close(context.WithoutCancel(ctx))))
 	}
 	return c, nil
 }
 
-// start probes the server, sets the budget and connects the first shard.
+// start finds out whether locks hold here, and sets the budget.
 func (c *Client[TX]) start(ctx context.Context) error {
-	f, err := c.verify(ctx)
+	budget, err := c.verify(ctx)
 	if err != nil {
 		return err
 	}
-	e := c.engine
-	e.budget = e.cfg.MaxLocks
-	if e.budget == 0 {
-		e.budget = int(f.room / budgetFraction)
-	}
-	s, err := e.connect(ctx, false)
-	if err != nil {
-		return err
-	}
-	e.mu.Lock()
-	defer e.unlock()
-	s.begin()
-	e.shards = append(e.shards, s)
-	return nil
+	c.engine.budget = cmp.Or(c.engine.cfg.MaxLocks, budget)
+	return c.engine.kind.start(ctx)
 }
 
-// Verify checks again, on connections of its own, what [New] has checked: the schema, the server and what is
-// between here and there. Same errors. Six round trips and more, two connections for a moment.
+// Verify checks again what [New] or [NewLeases] has checked: the schema, the server and what is between here and
+// there. Same errors. For session locks: six round trips and more, two connections for a moment. For leases: two round trips.
 func (c *Client[TX]) Verify(ctx context.Context) error {
 	if _, err := c.verify(ctx); err != nil {
 		return fmt.Errorf("dblock: verify: %w", err)
@@ -153,15 +150,11 @@ func (c *Client[TX]) Verify(ctx context.Context) error {
 	return nil
 }
 
-func (c *Client[TX]) verify(ctx context.Context) (facts, error) {
+func (c *Client[TX]) verify(ctx context.Context) (budget int, err error) {
 	if err := pg.CheckSchema(ctx, c.db.Pool(), c.engine.cfg.Schema); err != nil {
-		return facts{}, err
+		return 0, err
 	}
-	f, err := c.engine.probe(ctx)
-	if err == nil && int64(c.engine.cfg.MaxLocks) > f.room {
-		err = fmt.Errorf("%w: Config.MaxLocks is %d, the server has room for %d", ErrCapacity, c.engine.cfg.MaxLocks, f.room)
-	}
-	return f, err
+	return c.engine.kind.verify(ctx)
 }
 
 // Close refuses new callers and those that wait ([ErrClosed]), ends the context of every lock that is held, gives

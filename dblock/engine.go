@@ -14,6 +14,7 @@ import (
 // while anything is sent, waited for or told; what is to be told is kept until it is let go.
 type engine struct {
 	cfg    Config
+	kind   kind
 	db     func(context.Context) (pg.Session, error)
 	sql    statements
 	limits limits
@@ -70,8 +71,11 @@ func newEngine(ctx context.Context, db func(context.Context) (pg.Session, error)
 			take: pg.In(cfg.Schema, sqlTake), takeOne: pg.In(cfg.Schema, sqlTakeOne), own: pg.In(cfg.Schema, sqlOwn),
 		},
 	}
+	e.kind = advisory{e}
 	e.ctx, e.end = context.WithCancel(context.WithoutCancel(ctx))
-	e.watch = newWatch(e)
+	if db != nil { // there will be sessions
+		e.watch = newWatch(e)
+	}
 	return e
 }
 
@@ -114,7 +118,7 @@ func (e *engine) tell(ev Event) {
 	}
 }
 
-// close refuses new callers, tells those that wait, ends every tenure and closes every session.
+// close refuses new callers, tells those that wait, ends every tenure and gives everything back.
 func (e *engine) close(ctx context.Context) error {
 	e.mu.Lock()
 	if !e.closed {
@@ -125,9 +129,7 @@ func (e *engine) close(ctx context.Context) error {
 			}
 			en.line = nil
 		}
-		for _, s := range e.sessions() {
-			e.lose(s, LostClosed, ErrClosed)
-		}
+		e.kind.shutdown()
 		e.end() // dials end; sessions end on a ctx of their own
 	}
 	e.unlock()

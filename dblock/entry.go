@@ -17,6 +17,8 @@ type entry struct {
 	hold   *hold      // what the server has granted
 	line   []*request // who wants it, first come first served
 	waiter *session   // of the sessions for waiting, the one that waits for the key or holds it
+
+	wake chan struct{} // of a wait for a lease: look whether it is still wanted
 }
 
 // phase is what an entry has on the server at the moment.
@@ -52,8 +54,9 @@ type answer struct {
 // its block.
 type hold struct {
 	entry    *entry
-	session  *session
+	ground   ground
 	shared   bool
+	epoch    int64
 	sequence int64
 	local    int           // tenures so far, less one
 	since    time.Duration // when hand-overs began to count
@@ -101,16 +104,8 @@ func (e *engine) leave(r *request) {
 		}
 		return
 	}
-	switch en.phase {
-	case queuing:
-		if en.waiter != nil {
-			e.interrupt(en.waiter)
-		}
-	case parking:
-		e.unpark(en)
-		en.phase = quiet
-		e.advance(en)
-	case quiet, asking:
+	if en.phase == queuing || en.phase == parking {
+		e.kind.unqueue(en)
 	}
 }
 
@@ -128,8 +123,8 @@ func (e *engine) follow(en *entry, r *request) {
 // advance does for an entry what can be done: grants what is held, refuses those who do not wait, gives back
 // what nobody wants, asks for what is wanted. Whoever changes an entry calls it.
 func (e *engine) advance(en *entry) {
-	if en.hold != nil && !en.hold.session.alive() {
-		e.lose(en.hold.session, LostSilence, nil) // which comes back here
+	if en.hold != nil && !en.hold.ground.alive() {
+		en.hold.ground.lose(LostSilence, nil) // which comes back here
 		return
 	}
 	for len(en.line) > 0 && e.admits(en, en.line[0]) {
@@ -143,7 +138,7 @@ func (e *engine) advance(en *entry) {
 	case en.phase != quiet || en.hold != nil && len(en.hold.tenures) > 0:
 		e.turnAway(en)
 		if en.phase == quiet && len(en.line) > 0 && en.hold.mayPeek(en.line[0]) {
-			e.peek(en)
+			e.kind.peek(en)
 		}
 	case en.hold != nil:
 		e.drop(en)
@@ -170,7 +165,7 @@ func (e *engine) turnAway(en *entry) {
 // admits reports whether the hold has room for one more tenure: a hand-over, or another shared one.
 func (e *engine) admits(en *entry, r *request) bool {
 	h := en.hold
-	if en.phase != quiet || h == nil || h.shared != r.cfg.Shared || h.fenced || h.closing || !h.session.alive() {
+	if en.phase != quiet || h == nil || h.shared != r.cfg.Shared || h.fenced || h.closing || !h.ground.alive() {
 		return false
 	}
 	if len(h.tenures) > 0 && !h.shared {
@@ -197,19 +192,18 @@ func (e *engine) grant(h *hold, r *request) {
 }
 
 // granted makes a hold of what the server has given.
-func (e *engine) granted(en *entry, s *session, shared bool, sequence int64) {
-	h := &hold{entry: en, session: s, shared: shared, sequence: sequence, local: -1, since: e.now()}
+func (e *engine) granted(en *entry, g ground, shared bool, epoch, sequence int64) {
+	h := &hold{entry: en, ground: g, shared: shared, epoch: epoch, sequence: sequence, local: -1, since: e.now()}
 	en.hold, en.phase = h, quiet
-	s.holds[h] = struct{}{}
-	if !s.alive() { // the answer took longer than the server's patience may have
-		e.lose(s, LostSilence, nil)
+	g.carry(h)
+	if !g.alive() { // the answer took longer than the server's patience may have
+		g.lose(LostSilence, nil)
 		return
 	}
 	e.advance(en)
 }
 
-// ask asks the server for the key of a free entry: one try, together with those of other keys; after that a
-// wait in the server's queue.
+// ask asks the server for the key of a free entry: one try; after that a wait.
 func (e *engine) ask(en *entry) {
 	r := en.line[0]
 	if e.used >= e.budget {
@@ -220,86 +214,17 @@ func (e *engine) ask(en *entry) {
 	}
 	e.used++
 	if r.asked {
-		e.queue(en)
+		e.kind.queue(en)
 		return
 	}
-	e.try(en, r)
-}
-
-// try asks for the key on a shard.
-func (e *engine) try(en *entry, r *request) {
-	en.phase = asking
-	shared := r.cfg.Shared
-	e.place(&op{kind: opTake, number: en.number, shared: shared, done: func(s *session, res result) {
-		en.phase = quiet
-		if res.err == nil && res.got == 1 {
-			e.granted(en, s, shared, res.sequence)
-			return
-		}
-		e.used--
-		e.notGranted(en, r, res)
-	}})
-}
-
-// notGranted goes on after a try that failed. The request may have left meanwhile.
-func (e *engine) notGranted(en *entry, r *request, res result) {
-	again := res.err == errGone || res.got < 0 && r.cfg.Shared //nolint:errorlint // it is never wrapped
-	switch {
-	case again && r.tries < 3:
-		r.tries++
-	case res.err == nil && r.patient:
-		r.asked = true
-	case len(en.line) > 0 && en.line[0] == r:
-		en.line = en.line[1:]
-		e.refuse(r, publicError(res.err))
-	}
-	e.advance(en)
-}
-
-// peek asks whether somebody queues for an exclusive lock where shared ones are held: if nobody does,
-// there may be more of them. The question goes to another session than the one that holds the
-// lock, to which the server would say yes in any case.
-func (e *engine) peek(en *entry) {
-	h := en.hold
-	en.phase = asking
-	e.place(&op{kind: opPeek, number: en.number, not: h.session, done: func(_ *session, res result) {
-		en.phase = quiet
-		if res.err == nil && res.got == 1 {
-			h.since, h.handed = e.now(), 0
-		} else {
-			h.closing = true
-			time.AfterFunc(e.limits.rush, h.reopen) // who queued may have left
-		}
-		e.advance(en)
-	}})
-}
-
-// reopen lets shared callers ask again whether they may join.
-func (h *hold) reopen() {
-	e := h.session.engine
-	e.mu.Lock()
-	defer e.unlock()
-	if h.entry.hold == h {
-		h.closing = false
-		e.advance(h.entry)
-	}
+	e.kind.try(en, r)
 }
 
 // drop gives a hold back that has no tenure any more.
 func (e *engine) drop(en *entry) {
 	h := en.hold
 	en.hold, en.phase = nil, asking
-	delete(h.session.holds, h)
-	e.send(h.session, &op{kind: opDrop, number: en.number, shared: h.shared, done: func(s *session, res result) {
-		e.used--
-		en.phase = quiet
-		h.left(res.err)
-		if s.waiter && en.waiter == s {
-			e.dropped(en, s)
-			return
-		}
-		e.advance(en)
-	}})
+	e.kind.giveBack(en, h)
 }
 
 // left tells those who wait for it that the hold is given back, or what else has become of it.

@@ -90,10 +90,14 @@ const (
 
 	// LostClosed is [Client.Close].
 	LostClosed
+
+	// LostTaken is a lease whose row is not there any more, or has expired by the server's clock: somebody else may
+	// have the key.
+	LostTaken
 )
 
 func (k LossKind) String() string {
-	names := [...]string{"unknown", "silence", "connection", "fence", "closed"}
+	names := [...]string{"unknown", "silence", "connection", "fence", "closed", "taken"}
 	if k < 0 || int(k) >= len(names) {
 		return names[0]
 	}
@@ -148,8 +152,11 @@ func unavailable(err error) error {
 	return fmt.Errorf("%w: %w", ErrUnavailable, err)
 }
 
-// lossKind tells silence from an end of the connection.
+// lossKind tells silence from an end of the connection, and from a lease that is not ours any more.
 func lossKind(err error) LossKind {
+	if errors.Is(err, errTaken) {
+		return LostTaken
+	}
 	if errors.Is(err, context.DeadlineExceeded) || errors.Is(err, os.ErrDeadlineExceeded) {
 		return LostSilence
 	}

@@ -36,22 +36,25 @@ func (t *tenure) fence(ctx context.Context, tx pg.Querier) error {
 	if err != nil {
 		return err
 	}
+	held, err := t.hold.ground.fence(ctx, tx, t)
+	if err != nil || held {
+		return err
+	}
+	e.mu.Lock()
+	defer e.unlock()
+	if t.over == nil { // the server knows better: all that was held there is gone
+		t.hold.ground.lose(LostFence, nil)
+	}
+	return t.over
+}
+
+// fence reports whether the session has its locks still, and keeps successors out if it has.
+func (s *session) fence(ctx context.Context, tx pg.Querier, t *tenure) (held bool, err error) {
 	companion := t.hold.entry.number ^ companionExclusive
 	if t.shared {
 		companion = t.hold.entry.number ^ companionShared
 	}
 	var verdict string
-	err = tx.Run(ctx, pg.Stmt{SQL: sqlFence, Args: []any{companion, t.hold.session.alone}, Dest: []any{&verdict}})
-	switch {
-	case err != nil:
-		return err
-	case verdict == "ok":
-		return nil
-	}
-	e.mu.Lock()
-	defer e.unlock()
-	if t.over == nil { // the server knows better: all that this session held is gone
-		e.lose(t.hold.session, LostFence, nil)
-	}
-	return t.over
+	err = tx.Run(ctx, pg.Stmt{SQL: sqlFence, Args: []any{companion, s.alone}, Dest: []any{&verdict}})
+	return verdict == "ok", err
 }

@@ -24,11 +24,14 @@ type KeyStatus struct {
 	Waits    []Waiting // longest first
 }
 
-// LockKind is a kind of lock. There may be more of them in later releases.
+// LockKind is a kind of lock: the client's. There may be more of them in later releases.
 type LockKind int
 
-// AdvisoryLock is a lock of [Client.Acquire], or of [Client.LockTx].
-const AdvisoryLock LockKind = 1
+// The kinds of locks.
+const (
+	AdvisoryLock LockKind = iota + 1 // of a client of [New]
+	LeaseLock                        // of a client of [NewLeases]
+)
 
 // HeldBy says what holds a lock.
 type HeldBy int
@@ -44,10 +47,13 @@ const (
 
 	// ByOther is [Client.LockTx], or anybody else who has taken the key's number: the server does not say which.
 	ByOther
+
+	// ByLease is a lease, of a client of [NewLeases].
+	ByLease
 )
 
 func (b HeldBy) String() string {
-	names := [...]string{"unknown", "session", "fenced transaction", "transaction or foreign session"}
+	names := [...]string{"unknown", "session", "fenced transaction", "transaction or foreign session", "lease"}
 	if b < 0 || int(b) >= len(names) {
 		return names[0]
 	}
@@ -107,9 +113,12 @@ type Waiting struct {
 // age, from who is not a member of pg_read_all_stats: Left and Held are 0 then. Names and process numbers are not
 // hidden. They are what a session says of itself, which is no proof.
 //
+// A client of [NewLeases] shows its kind instead: leases, with their keys in clear, and transactions that hold such a key by LockTx. Who
+// waits in other processes is not known; they ask now and then.
+//
 // Errors: [ErrInvalidKey], [ErrUnavailable], or the server's own.
 //
-// Cost: a connection of its own for a moment, since in an incident the pool is what is used up (on
+// Cost, for leases: two round trips on the pool, and a scan of the rows that are held. For session locks: a connection of its own for a moment, since in an incident the pool is what is used up (on
 // database/sql it comes out of the pool), and one round trip on it, three at most. The server stops all locking for
 // microseconds for each thousand locks that it has, and for each session that waits. No lock is taken and nothing is written.
 func (c *Client[TX]) Inspect(ctx context.Context, keys ...Key) (Snapshot, error) {
@@ -118,7 +127,7 @@ func (c *Client[TX]) Inspect(ctx context.Context, keys ...Key) (Snapshot, error)
 			return nil, fmt.Errorf("dblock: inspect: %w", err)
 		}
 	}
-	s, err := c.engine.inspect(ctx, keys)
+	s, err := c.engine.kind.inspect(ctx, keys)
 	if err != nil {
 		return nil, fmt.Errorf("dblock: inspect: %w", err)
 	}
@@ -165,7 +174,7 @@ func (h Holding) what() string {
 	if h.Token != 0 {
 		s += fmt.Sprintf(", token %d", h.Token)
 	}
-	if h.By != BySession {
+	if h.By != BySession && h.By != ByLease {
 		s += ", by " + h.By.String()
 	}
 	if h.Gone {

@@ -26,11 +26,15 @@ func (l *Lock[TX]) watch(t *tenure) { runtime.AddCleanup(l, (*tenure).reportLeak
 // watchHandles begins to watch the handles of a session that are not watched yet. The mutex is held.
 func (s *session) watchHandles() {
 	for h := range s.holds {
-		for _, t := range h.tenures {
-			if t.handle != nil {
-				t.handle.watch(t)
-				t.handle = nil
-			}
+		h.watchHandles()
+	}
+}
+
+func (h *hold) watchHandles() {
+	for _, t := range h.tenures {
+		if t.handle != nil {
+			t.handle.watch(t)
+			t.handle = nil
 		}
 	}
 }

@@ -48,7 +48,7 @@ type tenure struct {
 func newTenure(e *engine, h *hold, r *request) *tenure {
 	t := &tenure{
 		engine: e, hold: h, key: r.key, shared: r.cfg.Shared, granted: e.now(),
-		token: newToken(h.session.epoch, h.sequence, h.local), handle: r.handle,
+		token: newToken(h.epoch, h.sequence, h.local), handle: r.handle,
 	}
 	r.handle = nil // which may be kept for longer, in lists
 	t.ctx = newLockContext(r.parent, t)
@@ -79,7 +79,7 @@ func (l *Lock[TX]) Remaining() time.Duration {
 	if l.tenure.check() != nil {
 		return 0
 	}
-	return l.tenure.hold.session.left()
+	return l.tenure.hold.ground.left()
 }
 
 // Err is nil while the lock is held. After that it is [ErrNotHeld], or a [*LostError]. It asks the clock, not the
@@ -105,8 +105,8 @@ func (l *Lock[TX]) Release(context.Context) error {
 
 // check finds out whether the tenure lasts. The mutex is held.
 func (t *tenure) check() error {
-	if t.over == nil && !t.hold.session.alive() {
-		t.engine.lose(t.hold.session, LostSilence, nil)
+	if t.over == nil && !t.hold.ground.alive() {
+		t.hold.ground.lose(LostSilence, nil)
 	}
 	return t.over
 }
@@ -128,8 +128,10 @@ func (t *tenure) release() error {
 	}
 	word := t.leave()
 	e.unlockAs(true)
-	if word != nil && <-word != nil {
-		t.err = t.lostError(LostConnection, errGone)
+	if word != nil {
+		if err := <-word; err != nil {
+			t.err = t.lostError(lossKind(err), err)
+		}
 	}
 	return t.err
 }

@@ -70,12 +70,11 @@ func (c *Client[TX]) inTx(ctx context.Context, verb string, tx TX, key Key, cfg 
 		err = c.admits(ctx, key)
 	}
 	if err == nil {
-		l := txLock{tx: c.db.Tx(tx), number: c.engine.number(key), wait: wait}
-		if cfg != nil && cfg.Shared {
-			err = l.shared(ctx)
-		} else {
-			err = l.exclusive(ctx)
+		l := txLock{tx: c.db.Tx(tx), key: key, number: c.engine.number(key), wait: wait}
+		if cfg != nil {
+			l.mode = *cfg
 		}
+		err = c.engine.kind.lockTx(ctx, l)
 	}
 	if err != nil {
 		return fmt.Errorf("dblock: %s %s: %w", verb, key, err)
@@ -105,8 +104,17 @@ func (c *Client[TX]) admits(ctx context.Context, key Key) error {
 // a shared one by that of exclusive tenures, which it cannot hold without excluding its like.
 type txLock struct {
 	tx     pg.TxQuerier
+	key    Key
 	number int64
+	mode   TxConfig
 	wait   bool
+}
+
+func (advisory) lockTx(ctx context.Context, l txLock) error {
+	if l.mode.Shared {
+		return l.shared(ctx)
+	}
+	return l.exclusive(ctx)
 }
 
 func (l txLock) exclusive(ctx context.Context) error {

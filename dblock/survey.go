@@ -39,7 +39,8 @@ type lockRow struct {
 // inspectAttempts is how often the server is asked before a doubt is left: see [survey.sort].
 const inspectAttempts = 3
 
-func (e *engine) inspect(ctx context.Context, keys []Key) (s Snapshot, err error) {
+func (a advisory) inspect(ctx context.Context, keys []Key) (s Snapshot, err error) {
+	e := a.engine
 	ctx, cancel := context.WithTimeout(ctx, pg.NetTimeout(ctx))
 	defer cancel()
 	conn, err := e.db(ctx)
@@ -129,8 +130,8 @@ func (v *survey) table() {
 	}
 	for n, en := range e.entries {
 		v.names[n] = en.key
-		if h := en.hold; h != nil && h.session.alive() {
-			v.mine[h.session.pid] = true
+		if h := en.hold; h != nil && h.ground.alive() {
+			v.mine[h.ground.(*session).pid] = true
 			v.held[n] = v.tenures(h)
 		}
 		w := Waiting{Own: true, Name: e.cfg.Holder, Callers: len(en.line)}
@@ -143,17 +144,17 @@ func (v *survey) table() {
 }
 
 func (v *survey) tenures(h *hold) (all []Holding) {
-	e := v.engine
+	e, pid := v.engine, h.ground.(*session).pid
 	has := slices.ContainsFunc(v.rows, func(r lockRow) bool {
-		return r.granted && r.pid == h.session.pid && r.number == h.entry.number
+		return r.granted && r.pid == pid && r.number == h.entry.number
 	})
 	for _, t := range h.tenures {
 		if t.granted >= v.asked {
 			continue
 		}
 		all = append(all, Holding{
-			By: BySession, Own: true, Name: e.cfg.Holder, PID: int(h.session.pid), Shared: t.shared,
-			Token: t.token, Held: e.now() - t.granted, Left: h.session.left(), Gone: !has,
+			By: BySession, Own: true, Name: e.cfg.Holder, PID: int(pid), Shared: t.shared,
+			Token: t.token, Held: e.now() - t.granted, Left: h.ground.left(), Gone: !has,
 		})
 	}
 	return all

@@ -24,6 +24,10 @@ var (
 	// is a write.
 	ErrReadOnlyTx = errors.New("transaction is read-only: locking a row is a write")
 
+	// ErrIsolation means that LockTx of a client of leases was called in a transaction above READ COMMITTED. That would not see
+	// a lease that was granted after its first statement.
+	ErrIsolation = errors.New("transaction must be READ COMMITTED to see who has a lease")
+
 	// ErrRowMissing means that some of the rows are not there, or not for this role to see. The error is
 	// a [*RowMissingError].
 	ErrRowMissing = errors.New("row not found")

@@ -125,7 +125,7 @@ func (w *wait) run() {
 		e.lose(s, LostConnection, err)
 	case got:
 		s.sent = w.sent
-		e.granted(en, s, w.shared, w.sequence)
+		e.granted(en, s, w.shared, s.epoch, w.sequence)
 		return
 	case err != nil && !pg.Rejected(err):
 		e.lose(s, lossKind(err), err)
@@ -382,7 +382,7 @@ func (e *engine) tryParked(en *entry) {
 		case res.err == nil && res.got == 1:
 			e.unpark(en)
 			e.used++
-			e.granted(en, s, shared, res.sequence)
+			e.granted(en, s, shared, s.epoch, res.sequence)
 		case len(en.line) == 0:
 			e.unpark(en)
 			en.phase = quiet

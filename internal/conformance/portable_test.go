@@ -119,12 +119,14 @@ func TestPortabilityRulesFindWhatTheyForbid(t *testing.T) {
 
 var (
 	withQuery  = regexp.MustCompile(`\b(pgonce_[a-z]+) AS (?:MATERIALIZED )?\(`)
+	rowLock    = regexp.MustCompile(`\bFOR (NO KEY )?UPDATE\b`)
 	endOfQuery = regexp.MustCompile(`\)(?:, pgonce_[a-z]+ AS|\s+SELECT\b)`)
 )
 
 // findings holds a statement to the rules, each of its WITH queries by itself. The name of such a query is
-// no table's.
+// no table's, and a row lock no update.
 func findings(sql string) (found []string) {
+	sql = rowLock.ReplaceAllString(sql, "FOR LOCK")
 	for _, m := range withQuery.FindAllStringSubmatch(sql, -1) {
 		sql = regexp.MustCompile(`\b(FROM|JOIN|,)(\s+)`+m[1]+`\b`).ReplaceAllString(sql, `$1$2"`+m[1]+`"`)
 	}
@@ -204,7 +206,10 @@ func (r *tracer) TraceQueryStart(ctx context.Context, _ *pgx.Conn, data pgx.Trac
 
 func (*tracer) TraceQueryEnd(context.Context, *pgx.Conn, pgx.TraceQueryEndData) {}
 
-// sqlConstants reads the string constants of every sql.go in the module.
+// sqlFile is where statements are: sql.go, or sql_lease.go and the like.
+var sqlFile = regexp.MustCompile(`^sql(_[a-z]+)?\.go$`)
+
+// sqlConstants reads the string constants of every such file in the module.
 func sqlConstants(t *testing.T) map[string]string {
 	t.Helper()
 	const root = "../.."
@@ -216,7 +221,7 @@ func sqlConstants(t *testing.T) map[string]string {
 		if d.IsDir() && path != root && fileExists(filepath.Join(path, "go.mod")) {
 			return filepath.SkipDir // a module of its own
 		}
-		if filepath.Base(path) != "sql.go" {
+		if !sqlFile.MatchString(filepath.Base(path)) {
 			return nil
 		}
 		file, err := parser.ParseFile(token.NewFileSet(), path, nil, 0)
@@ -257,7 +262,7 @@ func TestSQLLivesInSQLFilesOnly(t *testing.T) {
 	for _, dir := range []string{"idem", "dblock", "statemachine", "migrations", "internal/pg", "driver"} {
 		err := filepath.WalkDir("../../"+dir, func(path string, _ os.DirEntry, err error) error {
 			name := filepath.Base(path)
-			if err != nil || filepath.Ext(name) != ".go" || name == "sql.go" || strings.HasSuffix(name, "_test.go") {
+			if err != nil || filepath.Ext(name) != ".go" || sqlFile.MatchString(name) || strings.HasSuffix(name, "_test.go") {
 				return err
 			}
 			text, err := os.ReadFile(path)
