@@ -47,3 +47,17 @@ func (c *Client[TX]) WatchHandles() {
 		s.watchHandles()
 	}
 }
+
+// Beat renews all leases at once.
+func (c *Client[TX]) Beat() {
+	l := c.engine.kind.(*leases)
+	l.mu.Lock()
+	var rows []row
+	for _, held := range l.held {
+		rows = append(rows, held.row)
+	}
+	l.mu.Unlock()
+	if _, err := l.renew(rows); err != nil {
+		panic(err)
+	}
+}
