@@ -14,16 +14,21 @@ import (
 	"testing"
 	"time"
 
+	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgxpool"
 	"github.com/pgonce/pgonce/dblock"
 	"github.com/pgonce/pgonce/driver/pgxdriver"
+	"github.com/pgonce/pgonce/internal/pg"
 	"github.com/pgonce/pgonce/internal/pgtest"
 )
 
 // TestMain lets the test binary play a process that holds a lock and is killed or frozen.
 func TestMain(m *testing.M) {
 	if url := os.Getenv("DBLOCK_HOLDER"); url != "" {
-		holdInChild(url)
+		holdInChild(url, dblock.New[pgx.Tx])
+	}
+	if url := os.Getenv("DBLOCK_LEASEHOLDER"); url != "" {
+		holdInChild(url, dblock.NewLeases[pgx.Tx])
 	}
 	os.Exit(m.Run())
 }
@@ -31,13 +36,13 @@ func TestMain(m *testing.M) {
 const childTTL = 2 * time.Second
 
 // holdInChild takes the lock, says so, and then prints what it knows of it each time it reads a line.
-func holdInChild(url string) {
+func holdInChild(url string, open func(context.Context, pg.Driver[pgx.Tx], *dblock.Config) (*client, error)) {
 	ctx := context.Background()
 	pool, err := pgxpool.New(ctx, url)
 	if err != nil {
 		panic(err)
 	}
-	c, err := dblock.New(ctx, deafDriver{pgxdriver.New(pool)}, &dblock.Config{TTL: childTTL}) // it goes by the clock alone
+	c, err := open(ctx, deafDriver{pgxdriver.New(pool)}, &dblock.Config{TTL: childTTL}) // it goes by the clock alone
 	if err != nil {
 		panic(err)
 	}
@@ -65,8 +70,13 @@ type holder struct {
 
 func startHolder(t *testing.T, url string) *holder {
 	t.Helper()
+	return startChild(t, "DBLOCK_HOLDER="+url)
+}
+
+func startChild(t *testing.T, env string) *holder {
+	t.Helper()
 	h := &holder{Cmd: exec.Command(os.Args[0])}
-	h.Env = append(os.Environ(), "DBLOCK_HOLDER="+url)
+	h.Env = append(os.Environ(), env)
 	h.Stderr = os.Stderr
 	stdout, err := h.StdoutPipe()
 	if err != nil {

@@ -33,6 +33,29 @@ func Example() {
 	// released: <nil>
 }
 
+func ExampleNewLeases() {
+	pgtest.Example(``, func(ctx context.Context, pool *pgxpool.Pool) error {
+		locks, err := dblock.NewLeases(ctx, pgxdriver.New(pool), &dblock.Config{TTL: 30 * time.Second, Holder: "nightly-report@host7"})
+		if err != nil {
+			return err
+		}
+		lock, err := locks.Acquire(ctx, dblock.Key{Space: "report", ID: "nightly"}, nil)
+		if err != nil {
+			return err
+		}
+		var holder string
+		if err := pool.QueryRow(ctx, `SELECT holder FROM pgonce.lease WHERE space = 'report' AND id = 'nightly'`).Scan(&holder); err != nil {
+			return err
+		}
+		fmt.Println("held by", holder)
+		fmt.Println("released:", lock.Release(ctx))
+		return locks.Close(ctx)
+	})
+	// Output:
+	// held by nightly-report@host7
+	// released: <nil>
+}
+
 func ExampleClient_TryAcquire() {
 	withClient(func(ctx context.Context, locks *client, _ *pgxpool.Pool) error {
 		report := dblock.Key{Space: "report", ID: "nightly"}

@@ -138,6 +138,7 @@ FOR KEY SHARE`
 	sqlLeaseTryTx = `
 SELECT pg_is_in_recovery(), current_setting('transaction_isolation') IN ('read committed', 'read uncommitted'),
        CASE WHEN pg_is_in_recovery() THEN false
+            WHEN current_setting('transaction_isolation') NOT IN ('read committed', 'read uncommitted') THEN false
             WHEN EXISTS (SELECT FROM "pgonce"."lease" WHERE space = $1::text AND id = $2::text AND expires_at > statement_timestamp()) THEN false
             ELSE pg_try_advisory_xact_lock($3::bigint) END`
 

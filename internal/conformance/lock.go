@@ -42,15 +42,16 @@ type locks[TX any] struct {
 	c    Client[TX]
 	db   *pgtest.DB
 	pool Pool[TX]
+	make func(context.Context, pg.Driver[TX], *dblock.Config) (*dblock.Client[TX], error)
 }
 
 func setupLocks[TX any](t *testing.T, c Client[TX]) *locks[TX] {
 	db := pgtest.New(t)
-	return &locks[TX]{t, c, db, c.Open(t, db, 40)}
+	return &locks[TX]{t, c, db, c.Open(t, db, 40), dblock.New[TX]}
 }
 
 func (l *locks[TX]) client(cfg *dblock.Config) *dblock.Client[TX] {
-	c, err := dblock.New(l.t.Context(), l.pool.Driver, cfg)
+	c, err := l.make(l.t.Context(), l.pool.Driver, cfg)
 	noErr(l.t, err)
 	l.t.Cleanup(func() {
 		ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
@@ -101,8 +102,10 @@ func lockKey(id string) dblock.Key { return dblock.Key{Space: "order", ID: id} }
 
 var shared = &dblock.LockConfig{Shared: true}
 
-func lockTakeAndGiveBack[TX any](t *testing.T, c Client[TX]) {
-	l := setupLocks(t, c)
+func lockTakeAndGiveBack[TX any](t *testing.T, c Client[TX]) { setupLocks(t, c).takeAndGiveBack() }
+
+func (l *locks[TX]) takeAndGiveBack() {
+	t := l.t
 	a, b := l.client(nil), l.client(nil)
 	noErr(t, a.Verify(t.Context()))
 	var last dblock.Token
@@ -186,8 +189,10 @@ func lockShared[TX any](t *testing.T, c Client[TX]) {
 }
 
 // Callers of several processes take turns: never two at once, and tokens that grow.
-func lockStorm[TX any](t *testing.T, c Client[TX]) {
-	l := setupLocks(t, c)
+func lockStorm[TX any](t *testing.T, c Client[TX]) { setupLocks(t, c).takeTurns() }
+
+func (l *locks[TX]) takeTurns() {
+	t := l.t
 	const clients, callers, keys, rounds = 4, 4, 2, 25
 	var inside, last [keys]atomic.Int64
 	var wg sync.WaitGroup
@@ -271,8 +276,10 @@ func lockReentrant[TX any](t *testing.T, c Client[TX]) {
 	l.release(inner)
 }
 
-func lockAll[TX any](t *testing.T, c Client[TX]) {
-	l := setupLocks(t, c)
+func lockAll[TX any](t *testing.T, c Client[TX]) { setupLocks(t, c).acquireAll() }
+
+func (l *locks[TX]) acquireAll() {
+	t := l.t
 	a, b := l.client(nil), l.client(nil)
 	keys := []dblock.Key{lockKey("1"), lockKey("2"), lockKey("3")}
 	backwards := []dblock.Key{keys[2], keys[1], keys[0]}

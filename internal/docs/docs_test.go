@@ -57,9 +57,9 @@ func TestCodeForRedisUsersIsATestedExample(t *testing.T) {
 func TestGuaranteesNameExistingTests(t *testing.T) {
 	t.Parallel()
 	tests := testNames(t)
-	backs := regexp.MustCompile(`^(idem|machine|lock)/`)
+	backs := regexp.MustCompile(`^(idem|machine|lock|lease)/`)
 	page := read(t, "docs/guarantees.md")
-	named := regexp.MustCompile("`(Test[A-Za-z0-9_]+|(?:idem|seam|machine|lock)/[A-Za-z]+)`").FindAllStringSubmatch(page, -1)
+	named := regexp.MustCompile("`(Test[A-Za-z0-9_]+|(?:idem|seam|machine|lock|lease)/[A-Za-z]+)`").FindAllStringSubmatch(page, -1)
 	if len(named) < 20 {
 		t.Fatalf("found only %d names", len(named))
 	}
@@ -80,7 +80,7 @@ func testNames(t *testing.T) map[string]bool {
 	t.Helper()
 	names := map[string]bool{}
 	function := regexp.MustCompile(`(?m)^func (Test[A-Za-z0-9_]+)\(t \*testing\.T\)`)
-	part := regexp.MustCompile(`(?m)^\s+"((?:idem|seam|machine|lock)/[A-Za-z]+)":`)
+	part := regexp.MustCompile(`(?m)^\s+"((?:idem|seam|machine|lock|lease)/[A-Za-z]+)":`)
 	walk(t, ".go", func(path string, text []byte) {
 		for _, m := range function.FindAllSubmatch(text, -1) {
 			names[string(m[1])] = true
