@@ -16,7 +16,8 @@ import (
 // nothing is held.
 //
 // Cost: a round trip for a free key, shared with other callers; three and a connection for one that another process
-// holds; none for one that is handed over in this process. One lock on the server.
+// holds; none for one that is handed over in this process. One lock on the server. A lease: a round trip and a commit for a free
+// key, three round trips for one whose holder has died, and one for each question while somebody has it.
 func (c *Client[TX]) Acquire(ctx context.Context, key Key, cfg *LockConfig) (*Lock[TX], error) {
 	return c.acquire(ctx, context.WithoutCancel(ctx), key, cfg, true)
 }

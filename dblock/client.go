@@ -28,17 +28,19 @@ type Config struct {
 
 	// TTL is how long the server keeps the locks of a process that has fallen silent: frozen, or
 	// behind a dead network. The process itself counts its locks as lost a tenth of that, at least 50 ms,
-	// before. A process that dies frees its locks at once. Defaults to 15 seconds, at least 500
-	// milliseconds, at most 24 hours.
+	// before. A process that dies frees its session locks at once, and its leases after the TTL. Defaults to 15
+	// seconds, at least 500 milliseconds (leases: 100), at most 24 hours.
 	TTL time.Duration
 
 	// MaxLocks is how many locks this client may have on the server at a time. The server's room for
 	// them is shared by all of its clients; where it is used up, the server refuses everybody's
-	// work. Defaults to a quarter of it.
+	// work. Defaults to a quarter of it. Leases are rows and have no such room: for them it is how many one
+	// heartbeat renews, by default 10,000.
 	MaxLocks int
 
 	// MaxWaiters is how many connections may be used to wait for locks that other processes hold, and
-	// to hold those that were waited for. More keys than that are asked for in turn. Defaults to 8.
+	// to hold those that were waited for. More keys than that are asked for in turn. Defaults to 8. Leases
+	// use none.
 	MaxWaiters int
 
 	// Holder names this process to who asks for the holder of a lock ([Client.Inspect]): 1 to 63 bytes of
@@ -90,8 +92,8 @@ func (cfg *Config) resolved() (Config, error) {
 	return c, nil
 }
 
-// Client gives out locks of one schema of one database. It owns the connections that hold them, a few for
-// thousands of locks. On pgx they are beside the caller's pool, on database/sql they come out of it and stay out.
+// Client gives out locks of one schema of one database, all of one kind: session locks ([New]) or leases ([NewLeases]).
+// One of session locks owns the connections that hold them, a few for thousands of locks. On pgx they are beside the caller's pool, on database/sql they come out of it and stay out.
 // Safe for concurrent use. Close it when done.
 type Client[TX any] struct {
 	db     pg.Driver[TX]
@@ -103,7 +105,7 @@ type Client[TX any] struct {
 //
 // Errors: [ErrSchema], [ErrUnavailable], [ErrReadOnly] on a standby, [ErrSessionNotPinned] behind a pooler in
 // transaction mode, [ErrUnsupported] where advisory locks do not exclude, [ErrCapacity] for a MaxLocks beyond the
-// server's room. It never falls back to another kind of lock: two processes on different kinds would not
+// server's room. It never falls back to another kind of lock, such as [NewLeases]: two processes on different kinds would not
 // exclude each other.
 func New[TX any](ctx context.Context, db pg.Driver[TX], cfg *Config) (*Client[TX], error) {
 	return open(ctx, "new", db, cfg, leastTTL, func(cfg Config) *engine { return newEngine(ctx, db.Session, cfg) })

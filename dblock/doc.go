@@ -8,6 +8,9 @@
 // They are session advisory locks: the server excludes, and frees a lock when its session ends. A client keeps
 // thousands of them on a few connections of its own, and asks for many in one request.
 //
+// Behind a pooler in transaction mode, and where a lock has to outlive its connection, [NewLeases] makes a client whose locks
+// are rows that expire. The kind is a property of the client: the two do not exclude each other.
+//
 // In a transaction that you have already, [Client.LockTx] and [Client.TryLockTx] take a key's lock until it ends, and
 // [LockRowsTx] locks rows of a table of yours.
 //
@@ -28,9 +31,9 @@
 //
 // # Failure modes
 //
-//   - The process dies: its locks are free at once. If its host or network vanishes, after [Config.TTL].
+//   - The process dies: its locks are free at once; leases after [Config.TTL]. If its host or network vanishes, after the TTL.
 //   - The process is frozen: the same, and when it wakes up the context of the lock has ended.
-//   - The server restarts, or ends a session: all locks on it are lost, and their contexts end.
+//   - The server restarts, or ends a session: all locks on it are lost, and their contexts end. Leases go on, if it is back in time.
 //   - The server has no room for locks: [ErrCapacity], by a budget, before it comes to that.
 //   - A pooler in transaction mode, a standby, a server whose locks exclude nobody: [New] refuses.
 package dblock

@@ -16,7 +16,10 @@ import (
 //
 // Errors: [ErrLost], [ErrNotHeld]; roll the transaction back then. A lock that was fenced is never handed over in memory.
 //
-// Cost: a round trip on the transaction's connection; two advisory locks until it ends. It never waits and writes nothing.
+// Cost: a round trip on the transaction's connection; two advisory locks until it ends. It never waits and writes nothing. The
+// fence of a lease is a lock on its row, FOR KEY SHARE: it writes, so the transaction must not be READ ONLY, and may wait for
+// somebody who finds the row expired, at most the TTL. Above READ COMMITTED it is refused with [ErrRetryTx] when the lease was
+// lost after the transaction's snapshot.
 func (l *Lock[TX]) FenceTx(ctx context.Context, tx TX) error {
 	t := l.tenure
 	if err := t.fence(ctx, l.client.db.Tx(tx)); err != nil {

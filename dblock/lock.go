@@ -9,7 +9,7 @@ import (
 
 // LockConfig tunes one acquisition. A nil *LockConfig is an exclusive lock.
 type LockConfig struct {
-	// Shared asks for a lock that others may share, and that excludes exclusive ones.
+	// Shared asks for a lock that others may share, and that excludes exclusive ones. Leases are exclusive.
 	Shared bool
 
 	// Expect is how long the lock is meant to be held. A holder that takes longer is reported, once, to
@@ -93,9 +93,11 @@ func (l *Lock[TX]) Err() error {
 
 // Release gives the lock back. When it returns nil, the lock is free, or the next caller of this process has
 // it. It works on a dead ctx, whose end it does not heed; it takes no longer than a request to the server may. It may
-// be called again, and says the same. Errors: [ErrLost] if the lock was lost before, or while it was given back.
+// be called again, and says the same. Errors: [ErrLost] if the lock was lost before, or while it was given back. A
+// transaction that was fenced is not waited for, whoever's it is: the next holder waits for it.
 //
-// Cost: a round trip, shared with other callers; none if the lock is handed over in this process.
+// Cost: a round trip, shared with other callers; none if the lock is handed over in this process. A lease: a round trip and a
+// commit.
 func (l *Lock[TX]) Release(context.Context) error {
 	if err := l.tenure.release(); err != nil {
 		return fmt.Errorf("dblock: release %s: %w", l.tenure.key, err)
