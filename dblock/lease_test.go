@@ -304,7 +304,11 @@ func TestLeaseFenceIsNotDeceivedByASnapshot(t *testing.T) {
 			b.Exec(t, `UPDATE pgonce.lease SET expires_at = now()`)
 			next := acquire(t, b.leases(t, nil), "1", nil)
 			err = l.FenceTx(t.Context(), old)
-			if !errors.Is(err, dblock.ErrLost) && !(level != pgx.ReadCommitted && errors.Is(err, dblock.ErrRetryTx)) {
+			want := dblock.ErrRetryTx
+			if level == pgx.ReadCommitted {
+				want = dblock.ErrLost
+			}
+			if !errors.Is(err, want) {
 				t.Errorf("got %v", err)
 			}
 			release(t, next)
