@@ -261,6 +261,10 @@ func crashable(t *testing.T) (pool *pgxpool.Pool, crash func()) {
 	return pool, func() {
 		t.Helper()
 		var pid int
+		witness, err := pgx.Connect(t.Context(), srv.URL("postgres"))
+		if err != nil {
+			t.Fatal(err)
+		}
 		conn, err := pgx.Connect(t.Context(), srv.URL("postgres"))
 		if err != nil {
 			t.Fatal(err)
@@ -272,6 +276,7 @@ func crashable(t *testing.T) (pool *pgxpool.Pool, crash func()) {
 			t.Fatal(err)
 		}
 		_ = conn.Close(t.Context())
+		pgtest.Eventually(t, "the server has noticed", func() bool { return witness.Ping(t.Context()) != nil })
 		pgtest.Eventually(t, "the server is back", func() bool {
 			conn, err := pgx.Connect(t.Context(), srv.URL("postgres"))
 			if err != nil {
