@@ -269,7 +269,7 @@ func crashable(t *testing.T) (pool *pgxpool.Pool, crash func()) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if err := conn.QueryRow(t.Context(), `SELECT pg_backend_pid() FROM (SELECT max(nextval('pgonce.fence')) FROM generate_series(1, 33)) AS unflushed`).Scan(&pid); err != nil {
+		if err := conn.QueryRow(t.Context(), pg.SQLBackendPID).Scan(&pid); err != nil {
 			t.Fatal(err)
 		}
 		if err := syscall.Kill(pid, syscall.SIGKILL); err != nil {
