@@ -6,6 +6,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math/rand/v2"
+	"os"
+	"strconv"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -15,6 +18,7 @@ import (
 	"github.com/jackc/pgx/v5/pgxpool"
 	"github.com/pgonce/pgonce/dblock"
 	"github.com/pgonce/pgonce/driver/pgxdriver"
+	"github.com/pgonce/pgonce/internal/pg"
 	"github.com/pgonce/pgonce/internal/pgtest"
 )
 
@@ -50,7 +54,12 @@ func (b bench) clients(t *testing.T, n int, cfg *dblock.Config) (all []*dblock.C
 
 func clientOf(t *testing.T, pool *pgxpool.Pool, cfg *dblock.Config) *dblock.Client[pgx.Tx] {
 	t.Helper()
-	c, err := dblock.New(t.Context(), pgxdriver.New(pool), cfg)
+	return clientOn(t, pgxdriver.New(pool), cfg)
+}
+
+func clientOn(t *testing.T, d pg.Driver[pgx.Tx], cfg *dblock.Config) *dblock.Client[pgx.Tx] {
+	t.Helper()
+	c, err := dblock.New(t.Context(), d, cfg)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -68,6 +77,21 @@ type (
 	client = dblock.Client[pgx.Tx]
 	locked = dblock.Lock[pgx.Tx]
 )
+
+// seedOf is a number to make choices by: $DBLOCK_SEED, or a new one.
+func seedOf(t *testing.T) uint64 {
+	t.Helper()
+	seed := uint64(rand.Int64())
+	if s := os.Getenv("DBLOCK_SEED"); s != "" {
+		n, err := strconv.ParseUint(s, 10, 64)
+		if err != nil {
+			t.Fatal(err)
+		}
+		seed = n
+	}
+	t.Logf("seed %d: set DBLOCK_SEED to repeat its choices", seed)
+	return seed
+}
 
 func within(t *testing.T) context.Context {
 	t.Helper()

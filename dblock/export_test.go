@@ -1,6 +1,12 @@
 package dblock
 
-import "time"
+import (
+	"context"
+	"syscall"
+	"time"
+
+	"github.com/pgonce/pgonce/internal/pg"
+)
 
 // Number is the number of the key's lock in the default schema.
 func (k Key) Number() int64 { return k.number("pgonce") }
@@ -61,3 +67,48 @@ func (c *Client[TX]) Beat() {
 		panic(err)
 	}
 }
+
+// SessionOf is the session that the lock was granted on, by its liveness lock.
+func SessionOf[TX any](l *Lock[TX]) int64 { return l.tenure.hold.ground.(*session).alone }
+
+// What sessions are asked, for tests that change it on the way.
+const (
+	SQLTake        = sqlTake
+	SQLTakeOne     = sqlTakeOne
+	SQLUnlock      = sqlUnlock
+	SQLDrop        = sqlDrop
+	SQLQueue       = sqlQueue
+	SQLQueueShared = sqlQueueShared
+	SQLOwn         = sqlOwn
+)
+
+// Restore is what must never be done: it brings a lock back that was lost, if nobody wants it at the moment.
+func (c *Client[TX]) Restore(l *Lock[TX]) bool {
+	e, h := c.engine, l.tenure.hold
+	e.mu.Lock()
+	defer e.unlock()
+	en := e.entries[h.entry.number]
+	if en == nil {
+		en = h.entry
+		e.entries[en.number] = en
+	}
+	if en.phase != quiet || en.hold != nil || len(en.line) > 0 {
+		return false
+	}
+	s := &session{engine: e, conn: deadSession{}, alone: h.ground.(*session).alone, epoch: h.epoch, sent: e.now()}
+	s.ctx, s.cut = context.WithCancel(context.WithoutCancel(e.ctx))
+	again := &hold{entry: en, ground: s, epoch: h.epoch, shared: h.shared, sequence: h.sequence, local: h.local, since: e.now()}
+	s.holds = map[*hold]struct{}{again: {}}
+	s.begin()
+	en.hold = again
+	e.used++
+	return true
+}
+
+// deadSession is one that has ended.
+type deadSession struct{ pg.Session }
+
+func (deadSession) Socket() syscall.RawConn                  { return nil }
+func (deadSession) Run(context.Context, pg.Stmt) error       { return errGone }
+func (deadSession) RunAll(context.Context, ...pg.Stmt) error { return errGone }
+func (deadSession) Close(context.Context) error              { return nil }

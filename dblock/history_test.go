@@ -3,192 +3,375 @@
 package dblock_test
 
 import (
+	"cmp"
 	"context"
 	"errors"
-	"fmt"
-	"math/rand/v2"
+	"math"
+	"slices"
+	"strconv"
 	"sync"
 	"testing"
 	"time"
 
 	"github.com/anishathalye/porcupine"
+	"github.com/jackc/pgx/v5"
 	"github.com/pgonce/pgonce/dblock"
 )
 
-// event is one step of a history: a grant, or the end of a tenure.
-type event struct {
-	key   int
-	ends  bool
-	token dblock.Token
+// history is what a storm has left behind. All of its times come from one clock, in nanoseconds.
+type history struct {
+	tenures  []tenure
+	refusals []refusal
+	causes   []cause
+	sessions map[int64]*sighting // by liveness lock
+	end      int64
 }
 
-// lockModel is a lock as it must be: one tenure at a time, and each token greater than the one before.
-var lockModel = porcupine.Model{
-	Partition: func(history []porcupine.Operation) [][]porcupine.Operation {
-		keys := map[int][]porcupine.Operation{}
-		for _, op := range history {
-			k := op.Input.(event).key
-			keys[k] = append(keys[k], op)
-		}
-		var parts [][]porcupine.Operation
-		for _, ops := range keys {
-			parts = append(parts, ops)
-		}
-		return parts
-	},
-	Init: func() any { return lockState{} },
-	Step: func(state, input, _ any) (bool, any) {
-		s, ev := state.(lockState), input.(event)
-		if ev.ends {
-			return s.held && s.token == ev.token, lockState{token: s.token}
-		}
-		return !s.held && ev.token > s.token, lockState{held: true, token: ev.token}
-	},
+// tenure is what a caller knows of one.
+type tenure struct {
+	Client, Key int
+	Shared      bool
+	Token       dblock.Token
+	Session     int64 // by its liveness lock, which no other session ever has
+	Call, Had   int64 // Acquire
+	Back, Gone  int64 // Release; 0 for what its process did not live to do
+	Lost        dblock.LossKind
+	Held        int64 // until the loss was known
 }
 
-type lockState struct {
-	held  bool
-	token dblock.Token
+// refusal is a TryAcquire that was told that somebody has the lock.
+type refusal struct {
+	Client, Key int
+	Call, Told  int64
 }
 
-// recorder writes a history down.
-type recorder struct {
-	mu    sync.Mutex
-	began time.Time
-	ops   []porcupine.Operation
+// cause is a reason for sessions to die, from a moment on.
+type cause struct {
+	at       int64
+	sessions []int64
+	client   func(client int) bool // instead: all sessions of these clients; nil for none
+	timely   bool                  // they die by their TTL, if at all
 }
 
-func (r *recorder) now() int64 { return int64(time.Since(r.began)) }
-
-func (r *recorder) add(client int, ev event, call, end int64) {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	r.ops = append(r.ops, porcupine.Operation{ClientId: client, Input: ev, Call: call, Return: end})
+func (f cause) hits(session int64, client int) bool {
+	return slices.Contains(f.sessions, session) || f.client != nil && f.client(client)
 }
 
-// tenure acquires and releases once, and writes it down. A tenure that the server ended has ended some time
-// between its grant, which may be well before the holder heard of it, and when the holder was told of the end.
-func (r *recorder) tenure(ctx context.Context, t *testing.T, c interface {
-	Acquire(context.Context, dblock.Key, *dblock.LockConfig) (*locked, error)
-}, client, k int, hold time.Duration,
-) {
-	t.Helper()
-	call := r.now()
-	l, err := c.Acquire(ctx, key(fmt.Sprint(k)), nil)
-	if err != nil {
-		if !errors.Is(err, dblock.ErrUnavailable) && !errors.Is(err, dblock.ErrNotAcquired) {
-			t.Error(err)
-		}
-		return
+// sighting is when a session was last seen on the server, and when first missed.
+type sighting struct {
+	seen int64 // the question was asked
+	gone int64 // the answer was there; 0 if it never was missed
+}
+
+// operations makes of a history what it says about locks. A session for whose end there is a reason died some time after that
+// reason came up, and before it was missed on the server. Tenures whose process gave a session up by itself
+// ended when it says so.
+//
+// Strict leaves the server's view out: tenures last until they are released, or their loss is told.
+func (h *history) operations(strict bool) (ops []porcupine.Operation, unexplained int) {
+	number := map[int64]int{}
+	deaths := map[int64]*death{}
+	type pair struct {
+		session int64
+		key     int
 	}
-	r.add(client, event{key: k, token: l.Token()}, call, r.now())
-	if hold > 0 {
-		select {
-		case <-l.Context().Done():
-		case <-time.After(hold):
+	struck := map[pair]bool{}
+	add := func(client int, s step, call, end int64) {
+		ops = append(ops, porcupine.Operation{ClientId: client, Input: s, Call: call, Return: max(call, end)})
+	}
+	for i, t := range h.tenures {
+		n := number[t.Session]
+		if n == 0 {
+			n = len(number) + 1
+			number[t.Session] = n
+			deaths[t.Session] = h.death(t.Session, t.Client)
 		}
+		d := deaths[t.Session]
+		s := step{key: t.Key, token: t.Token, tenure: i + 1, session: n, shared: t.Shared}
+		add(t.Client, s, t.Call, t.Had)
+		if d != nil && !strict && !struck[pair{t.Session, t.Key}] {
+			struck[pair{t.Session, t.Key}] = true
+			add(t.Client, step{kind: died, key: t.Key, session: n, timely: d.timely}, d.from, d.to)
+		}
+		if t.Back == 0 {
+			continue
+		}
+		s.kind, s.told = ended, t.Lost != 0
+		from, to := t.Back, cmp.Or(t.Gone, h.end)
+		switch {
+		case t.Lost == 0:
+		case t.Lost == dblock.LostSilence || t.Lost == dblock.LostClosed:
+			from = t.Call + t.Held
+		case d != nil && d.from <= to && !strict:
+			s.struck, from = true, max(d.from, t.Call+t.Held)
+		default:
+			unexplained++
+			from = t.Call // even if it was known later
+		}
+		add(t.Client, s, from, to)
 	}
-	releasing := r.now()
-	err = l.Release(ctx)
-	switch {
-	case errors.Is(err, dblock.ErrLost):
-		releasing = call
-	case err != nil:
-		t.Error(err)
+	for _, r := range h.refusals {
+		add(r.Client, step{kind: refused, key: r.Key}, r.Call, r.Told)
 	}
-	r.add(client, event{key: k, ends: true, token: l.Token()}, releasing, r.now())
+	return ops, unexplained
 }
 
-// record makes a history of three processes on a few keys, while sessions are killed.
-func record(t *testing.T, number func(process int) func(dblock.Key) int64, rounds int) []porcupine.Operation {
-	t.Helper()
-	seed := rand.Uint64()
-	t.Logf("seed %d", seed)
-	b := newBench(t)
-	r := &recorder{began: time.Now()}
-	stop := make(chan struct{})
-	var wg, killer sync.WaitGroup
-	const processes, callers, keys = 3, 5, 3
-	for p, c := range b.clients(t, processes, nil) {
-		if number != nil {
-			c.SetNumber(number(p))
-		}
-		for caller := range callers {
-			client := p*callers + caller
-			random := rand.New(rand.NewPCG(seed, uint64(client)))
-			wg.Go(func() {
-				for range rounds {
-					ctx, cancel := context.WithTimeout(t.Context(), time.Duration(random.IntN(3000))*time.Millisecond)
-					r.tenure(ctx, t, c, client, random.IntN(keys), time.Duration(max(0, random.IntN(3)-1))*time.Millisecond)
-					cancel()
-				}
-			})
-		}
-	}
-	killer.Go(func() { b.killSome(t, rand.New(rand.NewPCG(seed, 99)), stop) })
-	wg.Wait()
-	close(stop)
-	killer.Wait()
-	return r.ops
+// death is when a session died.
+type death struct {
+	from, to int64
+	timely   bool
 }
 
-// A history of many tenures, many of them ended by the death of their session, is one that a lock could have:
-// it is linearizable, and tokens grow.
-func TestHistoryIsLinearizable(t *testing.T) {
-	t.Parallel()
-	ops := record(t, nil, 170)
-	lost := 0
-	granted := grants(ops)
-	for _, op := range ops {
-		if ev := op.Input.(event); ev.ends && granted[ev.token] == op.Call {
+// death finds it in what was seen and done. A session that was seen after a cause has survived at least until then.
+func (h *history) death(session int64, client int) *death {
+	seen := h.sessions[session]
+	d := &death{from: math.MaxInt64, to: h.end, timely: true}
+	var latest int64 = -1
+	for _, f := range h.causes {
+		if !f.hits(session, client) || seen != nil && seen.gone != 0 && f.at > seen.gone {
+			continue
+		}
+		d.from = min(d.from, f.at)
+		d.timely = d.timely && f.timely
+		if seen != nil && f.at <= seen.seen {
+			latest = max(latest, f.at)
+		}
+	}
+	if d.from == math.MaxInt64 || seen != nil && seen.gone == 0 {
+		return nil
+	}
+	if seen != nil {
+		d.to = seen.gone
+	}
+	if latest >= 0 {
+		d.from = latest
+	}
+	return d
+}
+
+// check is the verdict on a history.
+func (h *history) check(strict bool, patience time.Duration) (verdict porcupine.CheckResult, unexplained int) {
+	ops, unexplained := h.operations(strict)
+	return porcupine.CheckOperationsTimeout(lockModel, ops, patience), unexplained
+}
+
+// steps is how many operations there are, and how many tenures were lost.
+func (h *history) steps() (operations, lost int) {
+	for _, t := range h.tenures {
+		operations++
+		if t.Back != 0 {
+			operations++
+		}
+		if t.Lost != 0 {
 			lost++
 		}
 	}
-	forgive(ops, granted)
-	verdict := porcupine.CheckOperationsTimeout(lockModel, ops, 2*time.Minute)
-	t.Logf("R2 operations=%d lost=%d verdict=%v", len(ops), lost, verdict)
-	if verdict != porcupine.Ok {
-		t.Errorf("the history of %d operations is %v", len(ops), verdict)
+	return operations + len(h.refusals), lost
+}
+
+// recorder writes down what callers do.
+type recorder struct {
+	now     func() int64
+	tenure  func(tenure) // told twice of each: before Release, and after it
+	refusal func(refusal)
+	fail    func(error)
+	meddle  func(*client, *locked) bool // with a lock that was lost, which is then asked for again
+}
+
+// once acquires and releases once, and says whether it got the lock.
+func (r recorder) once(ctx context.Context, c *client, caller, k int, shared bool, hold time.Duration) bool {
+	t := tenure{Client: caller, Key: k, Shared: shared, Call: r.now()}
+	l, err := c.Acquire(ctx, keyNumber(k), &dblock.LockConfig{Shared: shared})
+	if err != nil {
+		if !errors.Is(err, dblock.ErrUnavailable) && !errors.Is(err, dblock.ErrNotAcquired) && !errors.Is(err, dblock.ErrClosed) {
+			r.fail(err)
+		}
+		return false
+	}
+	t.Had = r.now()
+	r.hold(ctx, c, t, l, hold)
+	return true
+}
+
+// hold is the rest of a tenure.
+func (r recorder) hold(ctx context.Context, c *client, t tenure, l *locked, hold time.Duration) {
+	t.Token, t.Session = l.Token(), dblock.SessionOf(l)
+	r.tenure(t)
+	if hold > 0 {
+		timer := time.NewTimer(hold)
+		defer timer.Stop()
+		select {
+		case <-l.Context().Done():
+		case <-timer.C:
+		}
+	}
+	t.Back = r.now()
+	r.tenure(t)
+	err := l.Release(ctx)
+	t.Gone = r.now()
+	if lost, ok := errors.AsType[*dblock.LostError](err); ok {
+		t.Lost, t.Held = lost.Kind, int64(lost.Held)
+	} else if err != nil {
+		r.fail(err)
+	}
+	r.tenure(t)
+	if t.Lost != 0 && r.meddle != nil && r.meddle(c, l) {
+		r.once(ctx, c, t.Client, t.Key, t.Shared, hold)
 	}
 }
 
-// grants is when each tenure was asked for.
-func grants(ops []porcupine.Operation) map[dblock.Token]int64 {
-	granted := map[dblock.Token]int64{}
-	for _, op := range ops {
-		if ev := op.Input.(event); !ev.ends {
-			granted[ev.token] = op.Call
-		}
-	}
-	return granted
-}
-
-// forgive widens the ends of tenures that were handed over in memory on a session which was found dead later: nobody can say
-// which of them outlived it. That is the known limit of a lock without a fence when the server ends a session:
-// the next holder may have it before the process hears of that. On a machine with work to do it shows.
-func forgive(ops []porcupine.Operation, granted map[dblock.Token]int64) {
-	const local = 10 // bits of a token that count hand-overs
-	dead := map[dblock.Token]bool{}
-	for _, op := range ops {
-		if ev := op.Input.(event); ev.ends && granted[ev.token] == op.Call {
-			dead[ev.token>>local] = true
-		}
-	}
-	for i, op := range ops {
-		if ev := op.Input.(event); ev.ends && dead[ev.token>>local] {
-			ops[i].Call = granted[ev.token]
-		}
+// try takes each key once without waiting, and says who refuses. In the end, when nobody holds anything, all are free.
+func (r recorder) try(ctx context.Context, c *client, caller, k int) {
+	t := tenure{Client: caller, Key: k, Call: r.now()}
+	l, err := c.TryAcquire(ctx, keyNumber(k), nil)
+	switch t.Had = r.now(); {
+	case err == nil:
+		r.hold(ctx, c, t, l, 0)
+	case errors.Is(err, dblock.ErrNotAcquired):
+		r.refusal(refusal{Client: caller, Key: k, Call: t.Call, Told: t.Had})
+	default:
+		r.fail(err)
 	}
 }
 
-// The same without exclusion between the processes is found out.
-func TestBrokenHistoryIsFoundOut(t *testing.T) {
-	t.Parallel()
-	ops := record(t, func(process int) func(dblock.Key) int64 {
-		return func(k dblock.Key) int64 { return k.Number() + int64(process) }
-	}, 30)
-	forgive(ops, grants(ops)) // what is forgiven must not hide this
-	if verdict := porcupine.CheckOperationsTimeout(lockModel, ops, 2*time.Minute); verdict != porcupine.Illegal {
-		t.Errorf("locks that do not exclude: %v", verdict)
+// memory is a recorder into a history.
+func (h *history) memory(t *testing.T, now func() int64) recorder {
+	t.Helper()
+	var mu sync.Mutex
+	return recorder{
+		now: now,
+		tenure: func(x tenure) {
+			mu.Lock()
+			defer mu.Unlock()
+			if x.Gone != 0 {
+				h.tenures = append(h.tenures, x)
+			}
+		},
+		refusal: func(x refusal) {
+			mu.Lock()
+			defer mu.Unlock()
+			h.refusals = append(h.refusals, x)
+		},
+		fail: func(err error) { t.Error(err) },
 	}
+}
+
+// observer asks the server all the time which sessions are there. It is also who kills them, so that what it
+// kills and why sessions die is told by one clock.
+type observer struct {
+	url  string
+	now  func() int64
+	hist *history
+	kill <-chan uint64 // random numbers
+	stop <-chan struct{}
+}
+
+const sqlSessions = `SELECT pid, array_agg((classid::bigint << 32) | objid::bigint) FROM pg_locks
+	WHERE locktype = 'advisory' AND granted AND database = (SELECT oid FROM pg_database WHERE datname = current_database()) GROUP BY pid`
+
+// sqlKill kills one of the sessions, and says which locks it has: one of them is its liveness lock.
+const sqlKill = `WITH victim AS MATERIALIZED (SELECT * FROM (` + sqlSessions + `) AS s (pid, numbers) ORDER BY md5(pid::text || $1) LIMIT 1)
+	SELECT numbers, pg_terminate_backend(pid) FROM victim`
+
+// run observes until it is told to stop, and has seen everything that it killed go.
+func (o *observer) run(ctx context.Context, t *testing.T) {
+	t.Helper()
+	var conn *pgx.Conn
+	defer func() {
+		if conn != nil {
+			_ = conn.Close(ctx)
+		}
+	}()
+	tick := time.NewTicker(2 * time.Millisecond)
+	defer tick.Stop()
+	for stopped := false; ; {
+		var err error
+		if conn == nil {
+			if conn, err = pgx.Connect(ctx, o.url); err != nil {
+				conn = nil
+			}
+		}
+		if conn != nil {
+			if err = o.look(ctx, conn); err != nil {
+				_ = conn.Close(ctx)
+				conn = nil
+			}
+		}
+		if stopped && err == nil && o.settled() {
+			return
+		}
+		select {
+		case <-ctx.Done():
+			t.Error("the observer was never done: ", context.Cause(ctx), err)
+			return
+		case <-o.stop:
+			stopped, o.kill = true, nil
+			<-tick.C
+		case n := <-o.kill:
+			if conn != nil {
+				o.strike(ctx, conn, n)
+			}
+		case <-tick.C:
+		}
+	}
+}
+
+// look notes who is there.
+func (o *observer) look(ctx context.Context, conn *pgx.Conn) error {
+	asked := o.now()
+	rows, _ := conn.Query(ctx, sqlSessions)
+	there := map[int64]bool{}
+	var pid int64
+	var numbers []int64
+	_, err := pgx.ForEachRow(rows, []any{&pid, &numbers}, func() error {
+		for _, n := range numbers {
+			there[n] = true
+		}
+		return nil
+	})
+	if err != nil {
+		return err
+	}
+	answered := o.now()
+	for n := range there {
+		s := o.hist.sessions[n]
+		if s == nil {
+			s = &sighting{}
+			o.hist.sessions[n] = s
+		}
+		s.seen, s.gone = asked, 0
+	}
+	for n, s := range o.hist.sessions {
+		if !there[n] && s.gone == 0 {
+			s.gone = answered
+		}
+	}
+	return nil
+}
+
+// strike kills a session.
+func (o *observer) strike(ctx context.Context, conn *pgx.Conn, n uint64) {
+	f := cause{at: o.now()}
+	var killed bool
+	if err := conn.QueryRow(ctx, sqlKill, strconv.FormatUint(n, 10)).Scan(&f.sessions, &killed); err == nil && killed {
+		o.hist.causes = append(o.hist.causes, f)
+		for _, n := range f.sessions {
+			if o.hist.sessions[n] == nil {
+				o.hist.sessions[n] = &sighting{}
+			}
+			o.hist.sessions[n].seen = f.at
+		}
+	}
+}
+
+// settled reports whether all that was struck is gone. A key's number among them may have been taken since.
+func (o *observer) settled() bool {
+	for _, f := range o.hist.causes {
+		for _, n := range f.sessions {
+			if o.hist.sessions[n].gone == 0 && o.hist.sessions[n].seen <= f.at {
+				return false
+			}
+		}
+	}
+	return true
 }

@@ -12,7 +12,6 @@ import (
 	"testing"
 	"time"
 
-	"github.com/anishathalye/porcupine"
 	"github.com/jackc/pgx/v5"
 	"github.com/pgonce/pgonce/dblock"
 	"github.com/pgonce/pgonce/internal/pgtest"
@@ -178,50 +177,5 @@ func TestLockTxAndLeasesNeverMeet(t *testing.T) {
 	wg.Wait()
 	if n := b.Int(t, `SELECT n FROM counter`); n != 2*processes*rounds {
 		t.Errorf("%d updates, want %d", n, 2*processes*rounds)
-	}
-}
-
-// A history of leases, of which some die with their holders, frozen or killed, is one that a lock could have: it
-// is linearizable, and tokens grow.
-func TestLeaseHistoryIsLinearizable(t *testing.T) {
-	t.Parallel()
-	seed := rand.Uint64()
-	t.Logf("seed %d", seed)
-	b := newBench(t)
-	r := &recorder{began: time.Now()}
-	var wg sync.WaitGroup
-	const processes, callers, keys, rounds = 3, 5, 3, 60
-	for p := range processes {
-		c := b.leases(t, &dblock.Config{TTL: time.Second})
-		for caller := range callers {
-			client := p*callers + caller
-			random := rand.New(rand.NewPCG(seed, uint64(client)))
-			wg.Go(func() {
-				for range rounds {
-					r.tenure(within(t), t, c, client, random.IntN(keys), time.Duration(max(0, random.IntN(3)-1))*time.Millisecond)
-				}
-			})
-		}
-	}
-	for i := range 4 { // these hold key 1 and die: their tenure ends when the row has expired
-		call := r.now()
-		h := startChild(t, "DBLOCK_LEASEHOLDER="+b.URL)
-		ev := event{key: 1, token: h.token}
-		r.add(1000+i, ev, call, r.now())
-		dies := r.now()
-		if err := h.Process.Signal([]syscall.Signal{syscall.SIGKILL, syscall.SIGSTOP}[i%2]); err != nil {
-			t.Fatal(err)
-		}
-		pgtest.Eventually(t, "its lease is over", func() bool {
-			return b.Int(t, `SELECT count(*) FROM pgonce.lease WHERE id = '1' AND expires_at > now() AND holder LIKE '%/' || $1::text || ' %'`, fmt.Sprint(h.Process.Pid)) == 0
-		})
-		ev.ends = true
-		r.add(1000+i, ev, dies, r.now())
-	}
-	wg.Wait()
-	verdict := porcupine.CheckOperationsTimeout(lockModel, r.ops, 2*time.Minute)
-	t.Logf("operations=%d verdict=%v", len(r.ops), verdict)
-	if verdict != porcupine.Ok {
-		t.Errorf("the history of %d operations is %v", len(r.ops), verdict)
 	}
 }
