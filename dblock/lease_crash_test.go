@@ -14,7 +14,6 @@ import (
 
 	"github.com/jackc/pgx/v5"
 	"github.com/pgonce/pgonce/dblock"
-	"github.com/pgonce/pgonce/internal/pgtest"
 )
 
 // A process that is killed, or frozen, loses its lease to others after the TTL, and not before; one that was frozen and wakes

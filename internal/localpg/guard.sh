@@ -1,26 +1,48 @@
-# Runs a Postgres server for as long as file descriptor 3 stays open at its other end.
+# Runs a Postgres server for as long as file descriptor 3 stays open at its other end. A line on it is the name
+# of a signal for the server, which is started again when it has ended by that.
 # usage: guard BIN DIR [postgres options...]
 bin=$1 dir=$2
 shift 2
 umask 077
 trap '' PIPE # whoever reads our stderr may be gone
 mkdir "$dir" || exit 1
-"$bin/initdb" --no-sync --auth=trust --username=postgres --encoding=UTF8 --no-locale -D "$dir/data" >"$dir/log" 2>&1 || {
+create() {
+	if [ -n "$PGONCE_FOLLOW" ]; then
+		beside=$(dirname "$(readlink -f "$bin/postgres")") # which may be a link
+		"$beside/pg_basebackup" --no-sync --checkpoint=fast --write-recovery-conf --username=postgres --host="$PGONCE_FOLLOW" -D "$dir/data"
+	else
+		"$bin/initdb" --no-sync --auth=trust --username=postgres --encoding=UTF8 --no-locale -D "$dir/data"
+	fi
+}
+create >"$dir/log" 2>&1 || {
 	cat "$dir/log" >&2
 	rm -rf "$dir"
 	exit 1
 }
 if [ -n "$PGONCE_STANDBY" ]; then : >"$dir/data/standby.signal"; fi
-"$bin/postgres" -D "$dir/data" -c listen_addresses= -c unix_socket_directories="$dir" "$@" >>"$dir/log" 2>&1 3<&- &
-server=$!
+serve() {
+	"$bin/postgres" -D "$dir/data" -c listen_addresses= -c unix_socket_directories="$dir" "$@" >>"$dir/log" 2>&1 3<&- &
+	server=$!
+	echo "$server" >"$dir/server"
+}
+serve "$@"
 {
-	read -r _ <&3
+	while read -r signal <&3; do
+		echo 50 >"$dir/again" # attempts: processes of a server that was killed keep the next one out until they have noticed
+		kill "-$signal" "$(cat "$dir/server")"
+	done
+	rm -f "$dir/again"
 	# A background job of a shell begins with SIGQUIT ignored, until the server has set its own
 	# handler. So one signal may be lost, and is sent until the server is gone.
-	while kill -QUIT "$server"; do sleep 0.1; done
+	while kill -QUIT "$(cat "$dir/server")"; do sleep 0.1; done
 } 2>/dev/null &
 watcher=$!
-wait "$server"
+while wait "$server"; [ -s "$dir/again" ]; do
+	again=$(cat "$dir/again")
+	if [ "$again" -gt 0 ]; then echo $((again - 1)) >"$dir/again"; else rm "$dir/again"; fi
+	if [ "$again" -lt 50 ]; then sleep 0.1; fi
+	serve "$@"
+done
 kill "$watcher" 2>/dev/null
 tail -n 20 "$dir/log" >&2 2>/dev/null
 rm -rf "$dir"

@@ -52,6 +52,10 @@ type Config struct {
 	// setting hba_file: by default every user of the machine may, as superuser. Defaults to no port.
 	Port int
 
+	// Follow makes the server a copy of another one, whose changes it follows as an asynchronous standby. It needs
+	// pg_basebackup beside the server's binaries.
+	Follow *Server
+
 	// Settings are passed to the server, after the defaults.
 	Settings map[string]string
 }
@@ -110,6 +114,9 @@ func (s *Server) launch(bin string, cred *syscall.Credential, cfg *Config) error
 	cmd.Env = []string{"PATH=/usr/bin:/bin:/usr/sbin:/sbin", "HOME=" + s.dir, "TMPDIR=" + s.dir, "LANG=C", "LC_ALL=C"}
 	if cfg.Standby {
 		cmd.Env = append(cmd.Env, "PGONCE_STANDBY=1")
+	}
+	if cfg.Follow != nil {
+		cmd.Env = append(cmd.Env, "PGONCE_FOLLOW="+cfg.Follow.dir)
 	}
 	cmd.ExtraFiles = []*os.File{read} // file descriptor 3
 	cmd.Stderr = &s.log
@@ -172,6 +179,44 @@ func (s *Server) URL(database string) string {
 	}
 	u := url.URL{Scheme: "postgres", User: url.User("postgres"), Path: "/" + database, RawQuery: where.Encode()}
 	return u.String()
+}
+
+// Restart ends the server by a signal, starts it again and waits until it answers: SIGINT is what an administrator
+// does, SIGKILL a crash.
+func (s *Server) Restart(sig syscall.Signal) error {
+	old, err := s.PID()
+	if err != nil {
+		return err
+	}
+	name := map[syscall.Signal]string{syscall.SIGINT: "INT", syscall.SIGQUIT: "QUIT", syscall.SIGKILL: "KILL"}[sig]
+	if name == "" {
+		return fmt.Errorf("localpg: restart by %v: use SIGINT, SIGQUIT or SIGKILL", sig)
+	}
+	if _, err := s.pipe.WriteString(name + "\n"); err != nil {
+		return fmt.Errorf("localpg: restart: %w", err)
+	}
+	for deadline := time.Now().Add(startTimeout); ; {
+		if pid, err := s.PID(); err == nil && pid != old {
+			return s.awaitReady()
+		}
+		select {
+		case <-s.done:
+			return fmt.Errorf("localpg: the server did not come back: %s", strings.TrimSpace(s.log.String()))
+		case <-time.After(10 * time.Millisecond):
+		}
+		if time.Now().After(deadline) {
+			return fmt.Errorf("localpg: the server in %s did not come back", s.dir)
+		}
+	}
+}
+
+// PID is the server's main process.
+func (s *Server) PID() (int, error) {
+	text, err := os.ReadFile(filepath.Join(s.dir, "server"))
+	if err != nil {
+		return 0, fmt.Errorf("localpg: pid: %w", err)
+	}
+	return strconv.Atoi(strings.TrimSpace(string(text)))
 }
 
 // Stop ends the server and removes its folder. It may be called twice.

@@ -10,6 +10,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -187,5 +188,57 @@ func eventually(t *testing.T, what string, ok func() bool) {
 			t.Fatalf("timed out: %s", what)
 		case <-tick.C:
 		}
+	}
+}
+
+// A server that is restarted, or killed, comes back with what was committed, and its standby can be promoted.
+func TestRestartAndPromotion(t *testing.T) {
+	t.Parallel()
+	primary, err := localpg.Start(nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() {
+		if err := primary.Stop(); err != nil {
+			t.Error(err)
+		}
+	}()
+	run := func(s *localpg.Server, sql string) error {
+		conn, err := pgx.Connect(t.Context(), s.URL("postgres"))
+		if err != nil {
+			return err
+		}
+		defer func() { _ = conn.Close(t.Context()) }()
+		_, err = conn.Exec(t.Context(), sql)
+		return err
+	}
+	if err := run(primary, `CREATE TABLE seen (n int)`); err != nil {
+		t.Fatal(err)
+	}
+	for _, sig := range []syscall.Signal{syscall.SIGINT, syscall.SIGKILL, syscall.SIGQUIT} {
+		if err := primary.Restart(sig); err != nil {
+			t.Fatal(sig, err)
+		}
+		if err := run(primary, `INSERT INTO seen VALUES (1)`); err != nil {
+			t.Fatal(sig, err)
+		}
+	}
+	standby, err := localpg.Start(&localpg.Config{Follow: primary})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() {
+		if err := standby.Stop(); err != nil {
+			t.Error(err)
+		}
+	}()
+	if err := run(standby, `INSERT INTO seen VALUES (1)`); err == nil {
+		t.Error("a standby writes")
+	}
+	if err := run(standby, `SELECT pg_promote()`); err != nil {
+		t.Fatal(err)
+	}
+	if err := run(standby, `INSERT INTO seen VALUES (1)`); err != nil {
+		t.Error(err)
 	}
 }
