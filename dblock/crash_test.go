@@ -30,6 +30,9 @@ func TestMain(m *testing.M) {
 	if url := os.Getenv("DBLOCK_LEASEHOLDER"); url != "" {
 		holdInChild(url, dblock.NewLeases[pgx.Tx])
 	}
+	if role := os.Getenv("DBLOCK_ACTOR"); role != "" {
+		actInChild(role)
+	}
 	os.Exit(m.Run())
 }
 

@@ -20,6 +20,7 @@ import (
 
 // history is what a storm has left behind. All of its times come from one clock, in nanoseconds.
 type history struct {
+	mu       sync.Mutex // of causes, while it is made
 	tenures  []tenure
 	refusals []refusal
 	causes   []cause
@@ -53,12 +54,19 @@ type cause struct {
 	timely   bool                  // they die by their TTL, if at all
 }
 
+func (h *history) blame(f cause) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.causes = append(h.causes, f)
+}
+
 func (f cause) hits(session int64, client int) bool {
 	return slices.Contains(f.sessions, session) || f.client != nil && f.client(client)
 }
 
 // sighting is when a session was last seen on the server, and when first missed.
 type sighting struct {
+	born int64 // it was not there when somebody asked before
 	seen int64 // the question was asked
 	gone int64 // the answer was there; 0 if it never was missed
 }
@@ -128,7 +136,7 @@ func (h *history) death(session int64, client int) *death {
 	d := &death{from: math.MaxInt64, to: h.end, timely: true}
 	var latest int64 = -1
 	for _, f := range h.causes {
-		if !f.hits(session, client) || seen != nil && seen.gone != 0 && f.at > seen.gone {
+		if !f.hits(session, client) || seen != nil && (seen.gone != 0 && f.at > seen.gone || f.at < seen.born) {
 			continue
 		}
 		d.from = min(d.from, f.at)
@@ -264,6 +272,8 @@ type observer struct {
 	hist *history
 	kill <-chan uint64 // random numbers
 	stop <-chan struct{}
+
+	before int64 // when it last asked
 }
 
 const sqlSessions = `SELECT pid, array_agg((classid::bigint << 32) | objid::bigint) FROM pg_locks
@@ -336,7 +346,7 @@ func (o *observer) look(ctx context.Context, conn *pgx.Conn) error {
 	for n := range there {
 		s := o.hist.sessions[n]
 		if s == nil {
-			s = &sighting{}
+			s = &sighting{born: o.before}
 			o.hist.sessions[n] = s
 		}
 		s.seen, s.gone = asked, 0
@@ -346,6 +356,7 @@ func (o *observer) look(ctx context.Context, conn *pgx.Conn) error {
 			s.gone = answered
 		}
 	}
+	o.before = asked
 	return nil
 }
 
@@ -354,10 +365,10 @@ func (o *observer) strike(ctx context.Context, conn *pgx.Conn, n uint64) {
 	f := cause{at: o.now()}
 	var killed bool
 	if err := conn.QueryRow(ctx, sqlKill, strconv.FormatUint(n, 10)).Scan(&f.sessions, &killed); err == nil && killed {
-		o.hist.causes = append(o.hist.causes, f)
+		o.hist.blame(f)
 		for _, n := range f.sessions {
 			if o.hist.sessions[n] == nil {
-				o.hist.sessions[n] = &sighting{}
+				o.hist.sessions[n] = &sighting{born: o.before}
 			}
 			o.hist.sessions[n].seen = f.at
 		}
@@ -366,6 +377,8 @@ func (o *observer) strike(ctx context.Context, conn *pgx.Conn, n uint64) {
 
 // settled reports whether all that was struck is gone. A key's number among them may have been taken since.
 func (o *observer) settled() bool {
+	o.hist.mu.Lock()
+	defer o.hist.mu.Unlock()
 	for _, f := range o.hist.causes {
 		for _, n := range f.sessions {
 			if o.hist.sessions[n].gone == 0 && o.hist.sessions[n].seen <= f.at {
