@@ -28,6 +28,7 @@ type role struct {
 	Keys, Readers  int
 	TTL            time.Duration
 	Seed           uint64
+	Work           string        // what is done instead: the way of TestReadModifyWrite
 	Nap            time.Duration // between tenures of a caller
 }
 
@@ -36,8 +37,9 @@ const callersEach = 100
 
 // line is one of the file that a process appends to: with one write each, so that a kill does not tear what was said before.
 type line struct {
-	Tenure *tenure `json:",omitempty"`
-	Error  string  `json:",omitempty"`
+	Tenure  *tenure `json:",omitempty"`
+	Commits int     `json:",omitempty"`
+	Error   string  `json:",omitempty"`
 }
 
 // actInChild plays a process of a storm until nobody holds the other end of its input.
@@ -69,11 +71,11 @@ func actInChild(text string) {
 		close(stop)
 	}()
 	rec := recorder{now: monotonic, fail: fail, tenure: func(t tenure) { say(line{Tenure: &t}) }}
-	act(r, rec, stop)
+	act(r, rec, say, stop)
 	os.Exit(0)
 }
 
-func act(r role, rec recorder, stop <-chan struct{}) {
+func act(r role, rec recorder, say func(line), stop <-chan struct{}) {
 	ctx := context.Background()
 	pool, err := pgxpool.New(ctx, r.URL)
 	if err != nil {
@@ -89,10 +91,14 @@ func act(r role, rec recorder, stop <-chan struct{}) {
 	var wg sync.WaitGroup
 	for i := range r.Callers {
 		random := rand.New(rand.NewPCG(r.Seed, uint64(r.First+i)))
+		if r.Work != "" {
+			wg.Go(func() { work(ctx, r, pool, c, say, stop) })
+			continue
+		}
 		wg.Go(func() {
 			for nap := time.Duration(0); !pause(stop, nap); nap = r.Nap {
 				ctx, cancel := context.WithTimeout(ctx, time.Duration(random.IntN(5000))*time.Millisecond)
-				shared, hold := random.IntN(100) < r.Readers, time.Duration(max(0, random.IntN(3)-1))*time.Millisecond
+				shared, hold := random.IntN(100) < r.Readers, time.Duration(max(0, random.IntN(30)-20))*time.Millisecond
 				if !rec.once(ctx, c, r.First+i, random.IntN(r.Keys), shared, hold) && pause(stop, 10*time.Millisecond) {
 					nap = r.Nap
 				}
@@ -184,6 +190,7 @@ func (a *actor) plays(caller int) bool {
 type script struct {
 	tenures map[[2]int64]tenure
 	done    int
+	commits int
 }
 
 // follow reads on in a process' file.
@@ -216,6 +223,7 @@ func (s *script) follow(t *testing.T, a *actor) {
 		if l.Error != "" {
 			t.Error(l.Error)
 		}
+		s.commits += l.Commits
 		if l.Tenure != nil {
 			s.tenures[[2]int64{int64(l.Tenure.Client), l.Tenure.Call}] = *l.Tenure
 			if l.Tenure.Gone != 0 {

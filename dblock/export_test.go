@@ -80,6 +80,7 @@ const (
 	SQLQueue       = sqlQueue
 	SQLQueueShared = sqlQueueShared
 	SQLOwn         = sqlOwn
+	SQLHeld        = sqlHeld
 )
 
 // Restore is what must never be done: it brings a lock back that was lost, if nobody wants it at the moment.
