@@ -41,13 +41,16 @@ func TestTimeoutsLeaveNoLock(t *testing.T) {
 	t.Parallel()
 	seed := seedOf(t)
 	var unsettled atomic.Int64
-	timeouts(t, seed, scale(1500, 10_000), func(d pg.Driver[pgx.Tx]) pg.Driver[pgx.Tx] {
-		return tampering(func(ctx context.Context, s *tampered, stmts []pg.Stmt) error {
-			return believe(ctx, s, stmts, &unsettled)
-		})(d)
+	believing := tampering(func(ctx context.Context, s *tampered, stmts []pg.Stmt) error {
+		return believe(ctx, s, stmts, &unsettled)
 	})
+	believed := int64(0)
+	for round := uint64(0); round < 20 && (unsettled.Load() == 0 || soak && round < 10); round++ {
+		n, _, _ := timeouts(t, seed+round, 1000, believing)
+		believed += n
+	}
 	n, granted, left := timeouts(t, seed, scale(5000, 100_000), nil)
-	t.Logf("R4 timeouts=%d granted=%d left=%d without_settlement_left=%d seed=%d", n, granted, left, unsettled.Load(), seed)
+	t.Logf("R4 timeouts=%d granted=%d left=%d without_settlement_left=%d_of_%d seed=%d", n, granted, left, unsettled.Load(), believed, seed)
 	if left != 0 {
 		t.Errorf("%d locks are left", left)
 	}
@@ -89,14 +92,12 @@ func timeouts(t *testing.T, seed uint64, want int, driver func(pg.Driver[pgx.Tx]
 			random := rand.New(rand.NewPCG(seed, uint64(16*p+caller)))
 			wg.Go(func() {
 				for out.Load() < int64(want) && t.Context().Err() == nil {
-					ctx, cancel := context.WithTimeout(t.Context(), time.Duration(random.Int64N(int64(4*time.Millisecond))))
+					ctx, cancel := context.WithTimeout(t.Context(), time.Duration(random.Int64N(int64(30*time.Millisecond))))
 					l, err := c.Acquire(ctx, key(fmt.Sprint(random.IntN(keys))), nil)
 					switch {
 					case err == nil:
 						in.Add(1)
-						if random.IntN(2) == 0 {
-							<-ctx.Done() // hold it for a while
-						}
+						pause(ctx.Done(), time.Duration(random.Int64N(int64(4*time.Millisecond))))
 						release(t, l)
 					case errors.Is(err, dblock.ErrNotAcquired) && errors.Is(err, context.DeadlineExceeded):
 						out.Add(1)
