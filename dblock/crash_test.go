@@ -114,23 +114,74 @@ func (h *holder) line(t *testing.T) string {
 	return strings.TrimSpace(line)
 }
 
-// A process that is killed frees its locks at once, to somebody who waits for one, and long before the TTL.
+// R3: a process that is killed frees its locks at once, to somebody who waits for one, and long before the TTL.
 func TestKilledHolder(t *testing.T) {
 	t.Parallel()
 	b := newBench(t)
-	h := startHolder(t, b.URL)
 	c := b.client(t, nil)
-	won := make(chan *locked, 1)
-	go func() { won <- acquire(t, c, "1", nil) }()
-	waiting(t, b, 1)
-	if err := h.Process.Kill(); err != nil {
+	times := scale(3, 50)
+	var longest time.Duration
+	for range times {
+		h := startHolder(t, b.URL)
+		won := make(chan *locked, 1)
+		go func() { won <- acquire(t, c, "1", nil) }()
+		waiting(t, b, 1)
+		killed := time.Now()
+		if err := h.Process.Kill(); err != nil {
+			t.Fatal(err)
+		}
+		l := <-won
+		longest = max(longest, time.Since(killed))
+		if l.Token() <= h.token {
+			t.Errorf("token %d after %d", l.Token(), h.token)
+		}
+		release(t, l)
+	}
+	t.Logf("R3 holders_killed=%d key_free_within=%v ok", times, longest)
+}
+
+// R3: the same for a process that is killed in the middle of a statement, which is its wait in the server's queue: it is not in the
+// way of those behind it.
+func TestKilledWaiter(t *testing.T) {
+	t.Parallel()
+	b := newBench(t)
+	first, second := b.client(t, nil), b.client(t, nil)
+	times := scale(3, 50)
+	var longest time.Duration
+	for range times {
+		l := acquire(t, first, "1", nil)
+		h := startWaiter(t, b.URL)
+		waiting(t, b, 1)
+		won := make(chan *locked, 1)
+		go func() { won <- acquire(t, second, "1", nil) }()
+		waiting(t, b, 2)
+		if err := h.Process.Kill(); err != nil {
+			t.Fatal(err)
+		}
+		killed := time.Now()
+		release(t, l)
+		release(t, <-won)
+		longest = max(longest, time.Since(killed))
+	}
+	t.Logf("R3 waiters_killed_in_a_statement=%d key_free_within=%v ok", times, longest)
+}
+
+// startWaiter is a holder that cannot hold yet.
+func startWaiter(t *testing.T, url string) *holder {
+	t.Helper()
+	h := &holder{Cmd: exec.Command(os.Args[0])}
+	h.Env = append(os.Environ(), "DBLOCK_HOLDER="+url)
+	in, hears, err := os.Pipe()
+	if err != nil {
 		t.Fatal(err)
 	}
-	l := <-won
-	if l.Token() <= h.token {
-		t.Errorf("token %d after %d", l.Token(), h.token)
+	h.Stdin = in
+	if err := h.Start(); err != nil {
+		t.Fatal(err)
 	}
-	release(t, l)
+	_ = in.Close()
+	t.Cleanup(func() { _ = hears.Close(); _ = h.Process.Kill(); _ = h.Wait() })
+	return h
 }
 
 // A process that is frozen loses its locks to others after the TTL, and not before; when it wakes up, the
@@ -165,18 +216,7 @@ func TestFrozenWaiter(t *testing.T) {
 	b := newBench(t)
 	c := b.client(t, nil)
 	l := acquire(t, c, "1", nil)
-	h := &holder{Cmd: exec.Command(os.Args[0])}
-	h.Env = append(os.Environ(), "DBLOCK_HOLDER="+b.URL)
-	in, hears, err := os.Pipe()
-	if err != nil {
-		t.Fatal(err)
-	}
-	h.Stdin = in
-	if err := h.Start(); err != nil {
-		t.Fatal(err)
-	}
-	_ = in.Close()
-	defer func() { _ = hears.Close(); _ = h.Process.Kill(); _ = h.Wait() }()
+	h := startWaiter(t, b.URL)
 	waiting(t, b, 1)
 	if err := h.Process.Signal(syscall.SIGSTOP); err != nil {
 		t.Fatal(err)
