@@ -6,7 +6,7 @@ GOTEST   := go test -race -shuffle=on -parallel 8 -timeout 15m
 MODULES  := . examples integration/drivers bench
 EXTERNAL := integration/containers integration/pgbouncer
 
-.PHONY: help demo test integration containers pgbouncer versions bench bench-quick lint fmt
+.PHONY: help demo test soak integration containers pgbouncer versions bench bench-quick lint fmt
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -20,6 +20,11 @@ test: ## lint, then every test with the race detector, on real Postgres servers
 	@scripts/setup.sh postgres race
 	@$(MAKE) --no-print-directory lint
 	@set -e; for m in $(MODULES); do echo "== test $$m"; (cd $$m && $(GOTEST) ./...); done
+
+soak: ## the safety suites at full size, with their figures (DBLOCK_SEED=1 repeats the choices of a run)
+	@scripts/setup.sh postgres race
+	@DBLOCK_SOAK=1 go test -race -count=1 -v -parallel 2 -timeout 120m ./dblock \
+		-run '^Test(History|TimeoutsLeaveNoLock|ReadModifyWrite|HotKeys|Killed(Holder|Waiter)$$|RestartUnderLoad|TokensSurvive)'
 
 integration: ## what needs more than this machine's Postgres: a container engine, PgBouncer, Postgres 14 to 18
 	@scripts/setup.sh postgres race

@@ -32,7 +32,7 @@ type storm struct {
 	meddle                 func(*client, *locked) bool // with one that was lost
 }
 
-var plainStorm = storm{clients: 3, callers: 5, keys: 3, tenures: 2500, peace: 20}
+var plainStorm = storm{clients: 3, callers: 5, keys: scale(3, 12), tenures: int64(scale(2500, 50_000)), peace: 20}
 
 func (s storm) run(t *testing.T, seed uint64) *history {
 	t.Helper()

@@ -4,7 +4,8 @@ package dblock
 // failovers and restores of the database too. Store it with what you write, and refuse a write
 // whose token is smaller than the one stored: the writer has lost its lock.
 //
-// It is positive, and not dense.
+// Shared locks that are held together have different tokens in no order; each is greater than those of the exclusive
+// locks before, and smaller than those after. It is positive, and not dense.
 type Token int64
 
 // The parts of a token, from the top: an epoch (15 bits), a number of the sequence (38 bits), and
