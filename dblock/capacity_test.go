@@ -3,6 +3,7 @@
 package dblock_test
 
 import (
+	"fmt"
 	"math"
 	"sync"
 	"sync/atomic"
@@ -10,6 +11,7 @@ import (
 	"time"
 
 	"github.com/pgonce/pgonce/dblock"
+	"github.com/pgonce/pgonce/internal/pgtest"
 )
 
 // Many more keys are wanted all the time by every process than it has connections for waiting. All are served, by turns; nobody
@@ -67,4 +69,43 @@ func (h *hotKeys) turn(t *testing.T, c *client, p, k int) {
 	h.total.Add(1)
 	pause(nil, time.Millisecond)
 	release(t, l)
+}
+
+// A wait that began when nobody else wanted its connection is cut when somebody does: the key that has waited for
+// the longest time gets the connection next.
+func TestWaitsFromBeforeTheCapAreCut(t *testing.T) {
+	t.Parallel()
+	b := newBench(t)
+	holder, rival, c := b.client(t, nil), b.client(t, nil), b.client(t, &dblock.Config{MaxWaiters: 2})
+	c.SetLimits(1000, time.Hour, 20*time.Millisecond)
+	var held []*locked
+	for k := range 3 {
+		held = append(held, acquire(t, holder, fmt.Sprint(k), nil))
+	}
+	var wg sync.WaitGroup
+	want := func(c *client, k string) {
+		wg.Go(func() { release(t, acquire(t, c, k, nil)) })
+	}
+	want(c, "0") // for as long as it takes
+	waiting(t, b, 1)
+	owned := make(chan *locked)
+	go func() { owned <- acquire(t, c, "1", nil) }()
+	waiting(t, b, 2)
+	release(t, held[1])
+	second := <-owned // it stays on the other connection
+	want(rival, "2")  // so that asking now and then is no way to have it
+	waiting(t, b, 2)
+	want(c, "2")
+	pgtest.Eventually(t, "both wait for the third key", func() bool {
+		return b.Int(t, `SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND NOT granted
+			AND database = (SELECT oid FROM pg_database WHERE datname = current_database()) AND (classid::bigint << 32) | objid::bigint = $1`, key("2").Number()) == 2
+	})
+	pgtest.Eventually(t, "turns are taken", func() bool {
+		return b.Int(t, `SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND NOT granted
+			AND database = (SELECT oid FROM pg_database WHERE datname = current_database()) AND (classid::bigint << 32) | objid::bigint = $1`, key("0").Number()) == 1
+	})
+	release(t, held[0])
+	release(t, held[2])
+	release(t, second)
+	wg.Wait()
 }

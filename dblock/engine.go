@@ -39,6 +39,7 @@ type engine struct {
 	waiters    int        // sessions for waiting: connected, or being so
 	idle       []*session // of those, the ones without a key
 	parked     []*entry   // want one of those, longest first
+	relaxed    []*wait    // on those sessions, in slices of full length
 	polling    bool       // somebody asks for the parked ones
 	news       []func()   // to be told when the mutex is let go
 }

@@ -100,8 +100,8 @@ func TestDroppedLockIsReportedAndKept(t *testing.T) {
 	}
 }
 
-// work is what a caller may keep of a lock that he drops.
-type work struct {
+// remnant is what a caller may keep of a lock that he drops.
+type remnant struct {
 	keep any
 	end  func()
 }
@@ -114,7 +114,7 @@ func TestKeptContextIsNoLeak(t *testing.T) {
 	var l leaks
 	c, other := b.client(t, l.config(time.Hour)), b.client(t, nil)
 	type key string
-	kept := map[string]work{}
+	kept := map[string]remnant{}
 	for id, derive := range map[string]func(context.Context) (any, func()){
 		"context": func(ctx context.Context) (any, func()) { return ctx, nil },
 		"value":   func(ctx context.Context) (any, func()) { return context.WithValue(ctx, key("k"), 1), nil },
@@ -137,7 +137,7 @@ func TestKeptContextIsNoLeak(t *testing.T) {
 		},
 	} {
 		keep, end := derive(acquire(t, c, id, nil).Context())
-		kept[id] = work{keep, end}
+		kept[id] = remnant{keep, end}
 	}
 	release(t, acquire(t, c, "released", nil))
 	err := c.Do(within(t), dblock.Key{Space: "order", ID: "do"}, func(context.Context, *locked) error {

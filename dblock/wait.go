@@ -2,7 +2,6 @@ package dblock
 
 import (
 	"context"
-	"math/rand/v2"
 	"slices"
 	"time"
 
@@ -66,6 +65,9 @@ func (e *engine) waitOn(en *entry, s *session) {
 	en.phase, en.waiter = queuing, s
 	s.blocked = true
 	w := &wait{engine: e, entry: en, session: s, number: en.number, shared: en.line[0].cfg.Shared, crowded: e.waiters >= e.cfg.MaxWaiters}
+	if !w.crowded {
+		e.relaxed = append(e.relaxed, w)
+	}
 	e.wg.Go(w.run)
 }
 
@@ -97,7 +99,7 @@ type wait struct {
 	session  *session
 	number   int64
 	shared   bool
-	crowded  bool // others may want the session
+	crowded  bool // others may want the session; under the engine's mutex
 	sequence int64
 	sent     time.Duration // when the request was sent that has drawn the token
 }
@@ -108,6 +110,7 @@ func (w *wait) run() {
 	e, s, en := w.engine, w.session, w.entry
 	e.mu.Lock()
 	defer e.unlock()
+	e.relaxed = slices.DeleteFunc(e.relaxed, func(o *wait) bool { return o == w })
 	for s.halt != nil { // or the cancel request could hit what comes next
 		halt := s.halt
 		e.unlock()
@@ -190,16 +193,18 @@ func (w *wait) await() (got bool, err error) {
 	return false, err
 }
 
-// giveBack gives back what is held of some numbers. There is one cancel request at most that can hit it.
+// giveBack gives back what is held of some numbers. Cancel requests that come late can hit it.
 func (w *wait) giveBack(numbers ...int64) error {
-	_, err := w.session.settle(numbers)
-	if pg.Code(err) == pg.CodeQueryCanceled {
-		_, err = w.session.settle(numbers)
+	for {
+		_, err := w.session.settle(numbers)
+		switch {
+		case pg.Code(err) == pg.CodeQueryCanceled:
+		case err != nil:
+			return &brokenError{err}
+		default:
+			return nil
+		}
 	}
-	if err != nil {
-		return &brokenError{err}
-	}
-	return nil
 }
 
 // settled gives back whatever is held, and returns err if that went well.
@@ -218,20 +223,24 @@ type brokenError struct{ err error }
 
 func (e *brokenError) Error() string { return e.err.Error() }
 
-// setSlice makes the server end the waits of this session in time.
+// setSlice makes the server end the waits of this session in time. Cancel requests that come late can hit it.
 func (w *wait) setSlice() error {
 	slice := w.engine.limits.slice
+	w.engine.mu.Lock()
 	if w.crowded {
 		slice = min(slice, w.engine.limits.rush)
 	}
-	if slice == w.session.slice {
-		return nil
+	w.engine.mu.Unlock()
+	for slice != w.session.slice {
+		_, err := w.session.trip(pg.Stmt{SQL: sqlSlice, Args: []any{millis(slice)}})
+		switch {
+		case err == nil:
+			w.session.slice = slice
+		case pg.Code(err) != pg.CodeQueryCanceled:
+			return err
+		}
 	}
-	_, err := w.session.trip(pg.Stmt{SQL: sqlSlice, Args: []any{millis(slice)}})
-	if err == nil {
-		w.session.slice = slice
-	}
-	return err
+	return nil
 }
 
 // lock waits in the server's queue, slice by slice, for as long as anybody wants the key.
@@ -258,6 +267,9 @@ func (w *wait) lock(number int64, shared bool) (got bool, err error) {
 		}
 		if !w.wanted(code == pg.CodeLockTimeout) {
 			return false, nil
+		}
+		if err := w.setSlice(); err != nil { // others may want the session by now
+			return false, w.settled(err)
 		}
 	}
 }
@@ -314,82 +326,4 @@ func (e *engine) interrupt(s *session) {
 		defer e.unlock()
 		s.halt = nil
 	})
-}
-
-// park lines an entry up for a session for waiting. Meanwhile it asks now and then.
-func (e *engine) park(en *entry) {
-	en.phase = parking
-	e.parked = append(e.parked, en)
-	if !e.polling {
-		e.polling = true
-		e.wg.Go(e.poll)
-	}
-}
-
-// unpark takes an entry out of that line, and its count with it.
-func (e *engine) unpark(en *entry) {
-	e.used--
-	e.parked = slices.DeleteFunc(e.parked, func(o *entry) bool { return o == en })
-}
-
-// unparkNext gives a session to the entry that has wanted one for the longest time.
-func (e *engine) unparkNext() {
-	if e.closed || len(e.idle) == 0 && e.waiters >= e.cfg.MaxWaiters {
-		return
-	}
-	i := slices.IndexFunc(e.parked, func(en *entry) bool { return en.phase == parking })
-	if i < 0 {
-		return
-	}
-	en := e.parked[i]
-	e.parked = slices.Delete(e.parked, i, i+1)
-	e.queue(en)
-}
-
-// poll asks for all parked keys now and then, in one request.
-func (e *engine) poll() {
-	for {
-		pause := time.NewTimer(5*time.Millisecond + rand.N(15*time.Millisecond)) //nolint:gosec // jitter
-		select {
-		case <-pause.C:
-		case <-e.ctx.Done():
-			pause.Stop()
-		}
-		e.mu.Lock()
-		if e.closed || len(e.parked) == 0 {
-			e.polling = false
-			e.unlock()
-			return
-		}
-		for _, en := range slices.Clone(e.parked) {
-			if en.phase == parking {
-				e.tryParked(en)
-			}
-		}
-		e.unlock()
-	}
-}
-
-func (e *engine) tryParked(en *entry) {
-	if len(en.line) == 0 {
-		return
-	}
-	en.phase = asking
-	shared := en.line[0].cfg.Shared
-	e.place(&op{kind: opTake, number: en.number, shared: shared, done: func(s *session, res result) {
-		en.phase = parking
-		switch {
-		case res.err == nil && res.got == 1:
-			e.unpark(en)
-			e.used++
-			e.granted(en, s, shared, s.epoch, res.sequence)
-		case len(en.line) == 0:
-			e.unpark(en)
-			en.phase = quiet
-			e.advance(en)
-		default:
-			e.turnAway(en)
-			e.unparkNext()
-		}
-	}})
 }
