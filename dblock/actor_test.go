@@ -99,8 +99,8 @@ func act(r role, rec recorder, say func(line), stop <-chan struct{}) {
 			for nap := time.Duration(0); !pause(stop, nap); nap = r.Nap {
 				ctx, cancel := context.WithTimeout(ctx, time.Duration(random.IntN(5000))*time.Millisecond)
 				shared, hold := random.IntN(100) < r.Readers, time.Duration(max(0, random.IntN(30)-20))*time.Millisecond
-				if !rec.once(ctx, c, r.First+i, random.IntN(r.Keys), shared, hold) && pause(stop, 10*time.Millisecond) {
-					nap = r.Nap
+				if !rec.once(ctx, c, r.First+i, random.IntN(r.Keys), shared, hold) {
+					pause(stop, 10*time.Millisecond)
 				}
 				cancel()
 			}

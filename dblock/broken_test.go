@@ -105,7 +105,7 @@ func drawFirst(ctx context.Context, s *tampered, stmts []pg.Stmt) error {
 		if st.SQL != dblock.SQLTake && st.SQL != dblock.SQLTakeOne && st.SQL != dblock.SQLQueue {
 			continue
 		}
-		if err := s.Session.Run(ctx, pg.Stmt{SQL: `SELECT nextval('"pgonce"."fence"')`, Dest: []any{&s.drawn}}); err != nil {
+		if err := s.Run(ctx, pg.Stmt{SQL: `SELECT nextval('"pgonce"."fence"')`, Dest: []any{&s.drawn}}); err != nil {
 			return err
 		}
 		timer := time.NewTimer(time.Duration(s.drawn%4) * time.Millisecond)

@@ -68,12 +68,10 @@ type theatre struct {
 	all    []*actor
 	role   role
 
-	mu       sync.Mutex // of hist.causes, while the observer runs
 	waking   sync.WaitGroup
 	kills    int
 	freezes  int
 	holes    int
-	strikes  int
 	restarts int
 }
 

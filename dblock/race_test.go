@@ -71,7 +71,7 @@ func believe(ctx context.Context, s *tampered, stmts []pg.Stmt, left *atomic.Int
 	}
 	left.Add(1)
 	*n = 0
-	return s.Session.Run(ctx, pg.Stmt{SQL: `SELECT pg_advisory_unlock($1::bigint)`, Args: stmts[0].Args, Dest: []any{new(bool)}})
+	return s.Run(ctx, pg.Stmt{SQL: `SELECT pg_advisory_unlock($1::bigint)`, Args: stmts[0].Args, Dest: []any{new(bool)}})
 }
 
 // timeouts makes that many, and counts what is left of them.
