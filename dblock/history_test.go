@@ -73,7 +73,7 @@ type sighting struct {
 
 // operations makes of a history what it says about locks. A session for whose end there is a reason died some time after that
 // reason came up, and before it was missed on the server. Tenures whose process gave a session up by itself
-// ended when it says so.
+// ended when it says so. One that was lost while it was given back ended by one or the other.
 //
 // Strict leaves the server's view out: tenures last until they are released, or their loss is told.
 func (h *history) operations(strict bool) (ops []porcupine.Operation, unexplained int) {
@@ -110,6 +110,8 @@ func (h *history) operations(strict bool) (ops []porcupine.Operation, unexplaine
 		case t.Lost == 0:
 		case t.Lost == dblock.LostSilence || t.Lost == dblock.LostClosed:
 			from = t.Call + t.Held
+		case d != nil && d.from <= to && !strict && t.Had+t.Held >= t.Back:
+			// The session was lost while the lock was given back, so the server may have it back from before it died.
 		case d != nil && d.from <= to && !strict:
 			s.struck, from = true, max(d.from, t.Call+t.Held)
 		default:
