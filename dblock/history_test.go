@@ -6,9 +6,11 @@ import (
 	"cmp"
 	"context"
 	"errors"
+	"fmt"
 	"math"
 	"slices"
 	"strconv"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -132,29 +134,27 @@ type death struct {
 	timely   bool
 }
 
-// death finds it in what was seen and done. A session that was seen after a cause has survived at least until then.
+// death finds it in what was seen and done. A session gives its locks up one by one, so for a moment it can be seen and not
+// have them all; and a reason needs a moment to come into force, for sessions that have just begun, too.
 func (h *history) death(session int64, client int) *death {
+	const dying, taking = int64(time.Second), int64(10 * time.Second)
 	seen := h.sessions[session]
+	if seen != nil && seen.gone == 0 {
+		return nil
+	}
 	d := &death{from: math.MaxInt64, to: h.end, timely: true}
-	var latest int64 = -1
 	for _, f := range h.causes {
-		if !f.hits(session, client) || seen != nil && (seen.gone != 0 && f.at > seen.gone || f.at < seen.born) {
+		if !f.hits(session, client) || seen != nil && (f.at > seen.gone || f.at+taking < seen.born) {
 			continue
 		}
 		d.from = min(d.from, f.at)
 		d.timely = d.timely && f.timely
-		if seen != nil && f.at <= seen.seen {
-			latest = max(latest, f.at)
-		}
 	}
-	if d.from == math.MaxInt64 || seen != nil && seen.gone == 0 {
+	if d.from == math.MaxInt64 {
 		return nil
 	}
 	if seen != nil {
-		d.to = seen.gone
-	}
-	if latest >= 0 {
-		d.from = latest
+		d.from, d.to = max(d.from, seen.seen-dying), seen.gone
 	}
 	return d
 }
@@ -163,6 +163,39 @@ func (h *history) death(session int64, client int) *death {
 func (h *history) check(strict bool, patience time.Duration) (verdict porcupine.CheckResult, unexplained int) {
 	ops, unexplained := h.operations(strict)
 	return porcupine.CheckOperationsTimeout(lockModel, ops, patience), unexplained
+}
+
+// explain is where the first key went wrong: the operations that fit in nowhere, and those around them.
+func (h *history) explain(patience time.Duration) string {
+	ops, _ := h.operations(false)
+	for _, part := range lockModel.Partition(ops) {
+		verdict, info := porcupine.CheckOperationsVerbose(lockModel, part, patience)
+		if verdict != porcupine.Illegal {
+			continue
+		}
+		var longest []porcupine.Operation
+		for _, partial := range info.PartialLinearizationsOperations()[0] {
+			if len(partial) > len(longest) {
+				longest = partial
+			}
+		}
+		fits := map[step]bool{}
+		for _, op := range longest {
+			fits[op.Input.(step)] = true
+		}
+		slices.SortFunc(part, func(a, b porcupine.Operation) int { return cmp.Compare(a.Return, b.Return) })
+		misfit := slices.IndexFunc(part, func(op porcupine.Operation) bool { return !fits[op.Input.(step)] })
+		var text strings.Builder
+		for i, op := range part[max(0, misfit-15):min(len(part), misfit+25)] {
+			mark := ' '
+			if !fits[op.Input.(step)] {
+				mark = '*'
+			}
+			fmt.Fprintf(&text, "%c %d [%d, %d] %v\n", mark, i, op.Call/1000, op.Return/1000, op.Input)
+		}
+		return text.String()
+	}
+	return "nothing found"
 }
 
 // steps is how many operations there are, and how many tenures were lost.

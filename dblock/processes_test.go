@@ -244,6 +244,7 @@ func (s *theatre) verdict(t *testing.T, seed uint64) {
 	if verdict != porcupine.Ok || lost == 0 || s.kills == 0 || s.freezes == 0 || s.restarts == 0 {
 		ok = "short"
 		t.Errorf("the history is %v", verdict)
+		t.Log(s.hist.explain(2 * time.Minute))
 	}
 	t.Logf("R2 operations=%d lost=%d sessions_killed=%d kills=%d freezes=%d black_holes=%d restarts=%d unexplained=%d verdict=%v seed=%d %s",
 		operations, lost, strikes, s.kills, s.freezes, s.holes, s.restarts, unexplained, verdict, seed, ok)

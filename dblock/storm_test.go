@@ -99,6 +99,9 @@ func (h *history) verdict(t *testing.T, seed uint64) porcupine.CheckResult {
 	verdict, unexplained := h.check(false, 2*time.Minute)
 	operations, lost := h.steps()
 	t.Logf("R2 operations=%d lost=%d kills=%d unexplained=%d verdict=%v seed=%d", operations, lost, len(h.causes), unexplained, verdict, seed)
+	if verdict == porcupine.Illegal {
+		t.Log(h.explain(2 * time.Minute))
+	}
 	if unexplained > 0 {
 		t.Errorf("%d tenures were lost for no known reason", unexplained)
 	}
