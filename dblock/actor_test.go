@@ -7,6 +7,7 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"fmt"
 	"io"
 	"math/rand/v2"
 	"os"
@@ -83,7 +84,7 @@ func act(r role, rec recorder, say func(line), stop <-chan struct{}) {
 	}
 	var c *client
 	for c == nil {
-		c, err = dblock.New(ctx, pgxdriver.New(pool), &dblock.Config{TTL: r.TTL})
+		c, err = dblock.New(ctx, pgxdriver.New(pool), &dblock.Config{TTL: r.TTL, Holder: fmt.Sprint("actor", r.First/callersEach)})
 		if err != nil && pause(stop, 50*time.Millisecond) { // the server is being started again
 			return
 		}

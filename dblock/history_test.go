@@ -312,7 +312,7 @@ type observer struct {
 }
 
 const sqlSessions = `SELECT pid, array_agg((classid::bigint << 32) | objid::bigint) FROM pg_locks
-	WHERE locktype = 'advisory' AND granted AND database = (SELECT oid FROM pg_database WHERE datname = current_database()) GROUP BY pid`
+	WHERE locktype = 'advisory' AND mode = 'ExclusiveLock' AND granted AND database = (SELECT oid FROM pg_database WHERE datname = current_database()) GROUP BY pid`
 
 // sqlKill kills one of the sessions, and says which locks it has: one of them is its liveness lock.
 const sqlKill = `WITH victim AS MATERIALIZED (SELECT * FROM (` + sqlSessions + `) AS s (pid, numbers) ORDER BY md5(pid::text || $1) LIMIT 1)

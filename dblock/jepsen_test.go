@@ -172,7 +172,7 @@ func (s *rewriting) stale(t *testing.T) int64 {
 func (s *rewriting) strike(t *testing.T) {
 	t.Helper()
 	const holder = ` FROM pg_stat_activity JOIN pg_locks l USING (pid) WHERE l.locktype = 'advisory' AND l.granted
-		AND l.database = (SELECT oid FROM pg_database WHERE datname = current_database()) AND (l.classid::bigint << 32) | l.objid::bigint = $1 AND application_name LIKE 'actor%'`
+		AND l.database = (SELECT oid FROM pg_database WHERE datname = current_database()) AND (l.classid::bigint << 32) | l.objid::bigint = $1 AND application_name LIKE '%:actor_'`
 	number := keyNumber(0).Number()
 	before := s.written(t)
 	pgtest.Eventually(t, "work goes on", func() bool { return s.written(t) > before })
@@ -181,7 +181,7 @@ func (s *rewriting) strike(t *testing.T) {
 		s.faults++
 		return
 	}
-	i := s.b.Int(t, `SELECT coalesce(max(substr(application_name, 6)::bigint), -1)`+holder, number)
+	i := s.b.Int(t, `SELECT coalesce(max(right(application_name, 1)::bigint), -1)`+holder, number)
 	if i < 0 {
 		return
 	}

@@ -157,8 +157,8 @@ func (s *theatre) freeze(t *testing.T, a *actor) {
 func (s *theatre) mute(t *testing.T, a *actor) {
 	t.Helper()
 	var pid int64
-	err := s.pool.QueryRow(t.Context(), `SELECT pid FROM pg_stat_activity WHERE application_name = $1
-		AND pid IN (SELECT pid FROM pg_locks WHERE locktype = 'advisory') ORDER BY random() LIMIT 1`, fmt.Sprint("actor", a.role.First/callersEach)).Scan(&pid)
+	err := s.pool.QueryRow(t.Context(), `SELECT pid FROM pg_stat_activity WHERE application_name LIKE $1
+		AND pid IN (SELECT pid FROM pg_locks WHERE locktype = 'advisory') ORDER BY random() LIMIT 1`, fmt.Sprint("%:actor", a.role.First/callersEach)).Scan(&pid)
 	if err == nil {
 		s.proxy.Arm(pid, fault.MuteNext)
 	}

@@ -143,8 +143,8 @@ func TestTokensSurviveAPromotion(t *testing.T) {
 		return err == nil && n == 0
 	})
 	var last dblock.Token
-	for range 10 { // each client advances far beyond what is logged ahead
-		l := acquire(t, clientOf(t, pool, nil), "1", nil)
+	for range 100 { // more than what is logged ahead
+		l := acquire(t, before, "1", nil)
 		last = l.Token()
 		release(t, l)
 	}
@@ -163,7 +163,7 @@ func TestTokensSurviveAPromotion(t *testing.T) {
 	}
 	l := acquire(t, clientOf(t, after, nil), "1", nil)
 	now := int64(l.Token()>>10) & (1<<38 - 1)
-	if behind >= sequence || now >= sequence {
+	if behind >= sequence {
 		t.Errorf("the standby was not behind, so this shows nothing: %d, %d, %d", sequence, behind, now)
 	}
 	if l.Token() <= last {
