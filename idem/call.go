@@ -25,6 +25,8 @@ type call[TX any] struct {
 	op    Op // with defaults
 	fp    Fingerprint
 
+	request []byte // what the function of RunSteps gets, encoded
+
 	began   time.Time
 	server  *server
 	runs    int  // of the handler
@@ -48,8 +50,8 @@ func newCall[TX any](s *Store[TX], key Key, fp Fingerprint) (*call[TX], error) {
 
 // do executes the key or finds its record.
 func (c *call[TX]) do(ctx context.Context, run handler[TX]) (rec record, err error) {
-	if outer := handlerOf(ctx); outer != nil {
-		return record{}, fmt.Errorf("%w (of %s)", ErrNested, pg.Printable(outer.key.op.Name))
+	if err = c.refuseNested(ctx); err != nil {
+		return record{}, err
 	}
 	if c.server, err = c.store.ready(ctx); err != nil {
 		return record{}, err
@@ -68,13 +70,18 @@ func (c *call[TX]) do(ctx context.Context, run handler[TX]) (rec record, err err
 func (c *call[TX]) lead(ctx context.Context, t *turn, run handler[TX]) (record, error) {
 	defer t.pass() // also when the handler panics; after an answer it does nothing
 	rec, err := c.attempts(ctx, t, run)
+	c.share(ctx, t, rec, err)
+	return rec, err
+}
+
+// share tells those in line what concerns them too.
+func (c *call[TX]) share(ctx context.Context, t *turn, rec record, err error) {
 	switch {
 	case err == nil || rec.rows > 0:
 		t.answer(rec.forOthers(), nil)
 	case c.runs == 0 && ctx.Err() == nil && aboutTheServer(err):
 		t.answer(record{}, err)
 	}
-	return rec, err
 }
 
 // aboutTheServer tells errors that every caller would meet from those of one caller.

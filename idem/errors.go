@@ -46,7 +46,8 @@ var (
 	// ErrUnknownOutcome means that nobody can say whether the effect was committed:
 	// the answer to COMMIT was lost and the database stayed out of reach, or an earlier handler ended its transaction by
 	// itself. Calling again with the same key is safe: it finds the record, or
-	// executes, or says so again.
+	// executes, or says so again. In [RunSteps] it is also a step called at most once whose call may have
+	// happened; it is left by its reconcile or by [Store.Resolve].
 	ErrUnknownOutcome = errors.New("outcome unknown")
 
 	// ErrTxEnded means that the handler ended the transaction it was given. Unless it is
@@ -63,6 +64,22 @@ var (
 	// ErrHandlerTimeout means that the handler took longer than [Op.MaxHandler]. Everything
 	// was rolled back, whatever the handler returned. It is not run again by itself.
 	ErrHandlerTimeout = errors.New("handler took longer than MaxHandler")
+
+	// ErrLeaseLost means that this process has lost a key that it was executing by [RunSteps]: it was frozen, or had no
+	// connection, for longer than [Config.Lease]. Another one may be executing the key by now. What this
+	// one stores after that has no effect. It is the cause of the ctx that ends.
+	ErrLeaseLost = errors.New("lease lost")
+
+	// ErrStepsChanged means that a key was begun by code with other steps. What is done cannot be matched with
+	// what is to do, so nothing was called. The error is a [*StepsChangedError].
+	ErrStepsChanged = errors.New("the list of steps has changed under a key")
+
+	// ErrDead means that the completer has tried in vain to finish the key as often as [Op.Attempts] says. It is not
+	// executed any more until somebody decides about it with [Store.Resolve].
+	ErrDead = errors.New("key is dead: decide about it with Resolve")
+
+	// ErrNotStuck means that there is nothing to decide about a key by [Store.Resolve].
+	ErrNotStuck = errors.New("key does not need a decision")
 
 	// ErrReadOnly means that the database does not accept writes: a standby, or a
 	// role or database that defaults to read-only transactions. The handler was not run.
@@ -97,6 +114,19 @@ func (e *MismatchError) Error() string {
 	return fmt.Sprintf("%v, first at %s", ErrMismatch, e.FirstAt.UTC().Format(time.RFC3339))
 }
 func (*MismatchError) Unwrap() error { return ErrMismatch }
+
+// StepsChangedError says where the steps of a key differ. It matches [ErrStepsChanged].
+type StepsChangedError struct {
+	Key    Key
+	Step   int    // from 0
+	Stored string // the name of the step that was done there
+	Found  string // what the code asks for now; "" if it has ended before
+}
+
+func (e *StepsChangedError) Error() string {
+	return fmt.Sprintf("%v: step %d was %q, and is %q", ErrStepsChanged, e.Step, pg.Printable(e.Stored), pg.Printable(e.Found))
+}
+func (*StepsChangedError) Unwrap() error { return ErrStepsChanged }
 
 // errStale means that the server has forgotten a statement, or what it meant has changed, as
 // after a migration. The client library prepares it anew.

@@ -21,17 +21,20 @@ type EventKind int
 
 // The kinds of events.
 const (
-	Executed EventKind = iota + 1 // the handler ran and is committed; by [DoTx] and SeenTx, if the caller commits
-	Replayed                      // answered from a record
-	Refused                       // the answer is a refusal, stored now or before
-	Failed                        // the call returned Err
-	Retried                       // a run was rolled back and another one follows
-	Resolved                      // the answer to COMMIT was lost; it had been committed
-	Blocked                       // a handler ended its transaction; its key is blocked until a person has looked
+	Executed  EventKind = iota + 1 // the handler ran and is committed; by [DoTx] and SeenTx, if the caller commits
+	Replayed                       // answered from a record
+	Refused                        // the answer is a refusal, stored now or before
+	Failed                         // the call returned Err
+	Retried                        // a run was rolled back and another one follows
+	Resolved                       // the answer to COMMIT was lost; it had been committed
+	Blocked                        // a handler ended its transaction; its key, or its step, is blocked until a person has looked
+	TakenOver                      // RunSteps or the completer goes on with a key that was left
+	LeaseLost                      // RunSteps or the completer lost a key on the way; Failed follows
+	Died                           // the completer has given a key up; a person has to look
 )
 
 func (k EventKind) String() string {
-	names := [...]string{"unknown", "executed", "replayed", "refused", "failed", "retried", "resolved", "blocked"}
+	names := [...]string{"unknown", "executed", "replayed", "refused", "failed", "retried", "resolved", "blocked", "taken over", "lease lost", "died"}
 	if k < 0 || int(k) >= len(names) {
 		return names[0]
 	}

@@ -17,7 +17,8 @@ type execution[TX any] struct {
 	call  *call[TX]
 	turn  *turn
 	tx    pg.OwnedTx[TX]
-	guard guard // what the transaction is called by the server, among others
+	guard guard       // what the transaction is called by the server, among others
+	step  *txStep[TX] // what is to be stored, if it is not the key's record
 
 	began   time.Time // by our own clock, when the handler was called
 	attempt int64     // in the record: tells our own from somebody else's
@@ -49,14 +50,16 @@ func (e *execution[TX]) run(ctx context.Context, fn handler[TX]) (record, error)
 			e.turn.pass() // a handler that hangs keeps nobody in memory: the server frees its key
 		}
 	})()
-	e.call.runs++
+	if e.step == nil {
+		e.call.runs++
+	}
 	result, err := fn(hctx, e.tx.Handle())
 	returned = true
 	e.tx.Reclaim(ctx)
 	switch {
 	case errors.Is(context.Cause(hctx), ErrHandlerTimeout):
 		return record{}, e.undo(ctx, e.tooLate(err))
-	case isFinal(err):
+	case isFinal(err) && e.step == nil:
 		return e.refuse(ctx, result, err)
 	case err != nil:
 		return record{}, e.undo(ctx, err)
@@ -80,7 +83,7 @@ func (e *execution[TX]) outlasted() bool {
 func (e *execution[TX]) commit(ctx context.Context, result []byte) (record, error) {
 	// Whoever comes while the answer to COMMIT is awaited for long asks the server.
 	defer time.AfterFunc(unanswered, e.turn.pass).Stop()
-	err := e.tx.Commit(ctx, e.call.insertStmt(e.attempt, stateDone, e.guard.start, result))
+	err := e.tx.Commit(ctx, e.entry(result))
 	switch {
 	case err == nil:
 		return e.call.ownRecord(e.attempt, stateDone, e.guard.start, result), nil
@@ -94,10 +97,20 @@ func (e *execution[TX]) commit(ctx context.Context, result []byte) (record, erro
 		return record{}, e.settle(ctx, failed, fmt.Errorf("%w: a statement in it failed: %w", ErrTxUnusable, err))
 	case errors.Is(err, pg.ErrTxLost):
 		return record{}, e.settle(ctx, lost, err)
+	case errors.Is(err, pg.ErrOutcomeUnknown) && e.step != nil:
+		return e.step.resolve(ctx, e, err)
 	case errors.Is(err, pg.ErrOutcomeUnknown):
 		return e.resolve(ctx, result, err)
 	}
 	return record{}, err
+}
+
+// entry is what says that the run was committed.
+func (e *execution[TX]) entry(result []byte) pg.Stmt {
+	if e.step != nil {
+		return e.step.storeStmt(e.guard.start, result)
+	}
+	return e.call.insertStmt(e.attempt, stateDone, e.guard.start, result)
 }
 
 // tooLate is the error of a handler that took too long, with its own, if it has one.
@@ -200,6 +213,9 @@ func (e *execution[TX]) settle(ctx context.Context, how ending, cause error) err
 		return cause
 	case how == endedByVerb && e.fate(tctx) == aborted:
 		return fmt.Errorf("%w: it was rolled back, nothing was done; return an error instead", ErrTxEnded)
+	}
+	if e.step != nil {
+		return e.step.blocked(tctx, cause)
 	}
 	return e.call.blocked(tctx, cause)
 }

@@ -6,6 +6,7 @@ import (
 	"encoding/hex"
 	"fmt"
 	"math"
+	"strconv"
 	"time"
 
 	"github.com/pgonce/pgonce/internal/pg"
@@ -26,6 +27,9 @@ const (
 	defaultRememberFor = 30 * 24 * time.Hour
 	defaultMaxHandler  = 30 * time.Second
 	longestMaxHandler  = 24 * time.Hour
+	defaultAttempts    = 20
+	defaultRetryAfter  = time.Second
+	longestRetryAfter  = time.Hour
 )
 
 // Isolation is the level of the transaction that [Do] opens, in SQL's words.
@@ -67,6 +71,15 @@ type Op struct {
 	// then. [Do] returns [ErrHandlerTimeout]. Defaults to 30 seconds, at most 24 hours; a
 	// transaction that stays open for long keeps Postgres from cleaning up.
 	MaxHandler time.Duration
+
+	// Attempts is how often the completer tries to finish a key of [RunSteps] that was left. After that
+	// the key is dead ([ErrDead]) until somebody decides about it with [Store.Resolve]. What callers try by themselves does not
+	// count. Defaults to 20.
+	Attempts int
+
+	// RetryAfter is how long the completer leaves such a key alone at first. It is doubled with each attempt, up to an
+	// hour. Defaults to 1 second.
+	RetryAfter time.Duration
 }
 
 // Key names one request of one tenant: scope, operation and id together. It is a value;
@@ -146,6 +159,12 @@ func (o Op) resolved() Op {
 	if o.Isolation == "" {
 		o.Isolation = ReadCommitted
 	}
+	if o.Attempts == 0 {
+		o.Attempts = defaultAttempts
+	}
+	if o.RetryAfter == 0 {
+		o.RetryAfter = defaultRetryAfter
+	}
 	return o
 }
 
@@ -161,6 +180,8 @@ func (k Key) check() error {
 		}
 	}
 	switch op := k.op.resolved(); {
+	case op.Attempts < 0 || op.RetryAfter < 0:
+		return &KeyError{Part: "policy", Reason: "has a negative number of Attempts, or a negative RetryAfter"}
 	case op.ReplayFor < 0 || op.RememberFor < 0 || op.MaxHandler < 0 || op.Wait < 0:
 		return &KeyError{Part: "policy", Reason: "has a negative duration; use idem.Forever for no end"}
 	case op.MaxHandler > longestMaxHandler:
@@ -171,6 +192,13 @@ func (k Key) check() error {
 		return &KeyError{Part: "policy", Reason: "forgets the key (RememberFor) before its result (ReplayFor)"}
 	}
 	return nil
+}
+
+// downstream is what a step is called to the outside, in one of its rounds: 32 hexadecimal digits. Frozen: an attempt of
+// another release must send the same.
+func (k Key) downstream(schema, step string, round int64) string {
+	sum := pg.HashParts("pgonce.step", schema, k.scope, k.op.Name, k.id, step, strconv.FormatInt(round, 10))
+	return hex.EncodeToString(sum[:16])
 }
 
 // digest is what the record is stored under, beside the scope. The parts are

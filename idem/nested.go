@@ -5,6 +5,8 @@ import (
 	"fmt"
 	"reflect"
 	"sync/atomic"
+
+	"github.com/pgonce/pgonce/internal/pg"
 )
 
 type handlerKey struct{}
@@ -15,6 +17,7 @@ type frame struct {
 	key      Key
 	store    any // two stores may have one key in two databases
 	identity identity
+	outside  bool        // it is a function of RunSteps, which has no transaction
 	over     atomic.Bool // the handler has returned; its ctx may live on
 }
 
@@ -51,6 +54,23 @@ func (f *frame) reentrant() bool {
 		}
 	}
 	return false
+}
+
+// refuseNested refuses what must not be called around here: anything that waits, in a transaction; the same key
+// anywhere.
+func (c *call[TX]) refuseNested(ctx context.Context) error {
+	outer := handlerOf(ctx)
+	if outer == nil {
+		return nil
+	}
+	if !outer.outside {
+		return fmt.Errorf("%w (of %s)", ErrNested, pg.Printable(outer.key.op.Name))
+	}
+	inner := &frame{outer: outer, store: c.store, identity: c.key.identity(c.store.cfg.Schema)}
+	if inner.reentrant() {
+		return ErrReentrant
+	}
+	return nil
 }
 
 // enterTx lets one call at a time into a transaction, and those that its handler makes. Two that

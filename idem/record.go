@@ -122,8 +122,11 @@ func (s *Store[TX]) isDuplicate(err error) bool {
 	return ok && e.Code == pg.CodeUnique && e.Schema == s.cfg.Schema && e.Constraint == "idem_record_pkey"
 }
 
-// isEndedEarly recognises the created_at that became NULL.
+// isEndedEarly recognises the created_at, or a step's at, that became NULL.
 func (s *Store[TX]) isEndedEarly(err error) bool {
 	e, ok := errors.AsType[*pg.Error](err)
-	return ok && e.Code == pg.CodeNotNull && e.Schema == s.cfg.Schema && e.Table == "idem_record" && e.Column == "created_at"
+	if !ok || e.Code != pg.CodeNotNull || e.Schema != s.cfg.Schema {
+		return false
+	}
+	return e.Table == "idem_record" && e.Column == "created_at" || e.Table == "idem_step" && e.Column == "at"
 }

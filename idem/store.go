@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"github.com/pgonce/pgonce/internal/pg"
 )
@@ -27,6 +28,11 @@ type Config struct {
 	// Defaults to storing them in clear, for people who look.
 	HideIDs bool
 
+	// Lease is for how long the keys that [RunSteps] executes stay this process's own after its last
+	// heartbeat, which comes every third of it. So it is how long the keys of a process that was killed wait for another one. 1 second
+	// to 1 hour; all processes may have their own. Defaults to 30 seconds.
+	Lease time.Duration
+
 	// Codec encodes results. All processes that share keys must use the same.
 	// Defaults to JSON.
 	Codec Codec
@@ -42,8 +48,8 @@ type Config struct {
 }
 
 // Store keeps keys in one schema of one database. It holds no connection and runs no
-// goroutine of its own; it is as light as the driver it was made from. Safe for
-// concurrent use.
+// goroutine of its own, but for one that renews leases while a call of [RunSteps] is under way; it is as light as the driver it
+// was made from. Safe for concurrent use.
 type Store[TX any] struct {
 	db      pg.Driver[TX]
 	cfg     Config
@@ -56,6 +62,11 @@ type Store[TX any] struct {
 
 	schemaChecked atomic.Bool  // by a call in a transaction, which does not probe the server
 	waiters       atomic.Int64 // calls that hold a connection only to wait
+
+	workers  *workers // of RunSteps
+	combiner combiner
+	handlers handlers[TX]
+	look     time.Duration // between two looks of the completer
 }
 
 // server is what a store knows about its database after its first call.
@@ -66,6 +77,11 @@ type server struct {
 // statements are the constants of sql.go for the store's schema.
 type statements struct {
 	lookup, insert, insertSettled, seen, xid string
+
+	workerNew, workerBeat, workerBury, workersForget                     string
+	claim, lease, takeLock, take, die, leave, drop, dropStale, abandoned string
+	steps, store, own, storeTx, step, finish                             string
+	stuck, resolveLock, revive, resolveStep, resolution                  string
 }
 
 // New makes a store over a driver: pgxdriver.New(pool), sqldriver.New(db) or
@@ -95,14 +111,29 @@ func New[TX any](db pg.Driver[TX], cfg *Config) (*Store[TX], error) {
 	if s.cfg.Logger == nil {
 		s.cfg.Logger = slog.New(slog.DiscardHandler)
 	}
-	s.sql = statements{
-		lookup:        pg.In(s.cfg.Schema, sqlLookup),
-		insert:        pg.In(s.cfg.Schema, sqlInsert),
-		insertSettled: pg.In(s.cfg.Schema, sqlInsertSettled),
-		seen:          pg.In(s.cfg.Schema, sqlSeen),
-		xid:           pg.In(s.cfg.Schema, sqlXIDIfNew),
+	if s.cfg.Lease == 0 {
+		s.cfg.Lease = defaultLease
 	}
+	if s.cfg.Lease < shortestLease || s.cfg.Lease > longestLease {
+		return nil, fmt.Errorf("idem: new: Config.Lease is %v: use %v to %v, or 0 for %v", s.cfg.Lease, shortestLease, longestLease, defaultLease)
+	}
+	s.look = completerLook
+	s.sql = statementsIn(s.cfg.Schema)
+	s.workers = newWorkers(db.Pool(), &s.sql, s.cfg.Lease)
 	return s, nil
+}
+
+func statementsIn(schema string) statements {
+	in := func(sql string) string { return pg.In(schema, sql) }
+	return statements{
+		lookup: in(sqlLookup), insert: in(sqlInsert), insertSettled: in(sqlInsertSettled), seen: in(sqlSeen), xid: in(sqlXIDIfNew),
+
+		workerNew: in(sqlWorkerNew), workerBeat: in(sqlWorkerBeat), workerBury: in(sqlWorkerBury), workersForget: in(sqlWorkersForget),
+		claim: in(sqlClaim), lease: in(sqlLease), takeLock: in(sqlTakeLock), take: in(sqlTake), die: in(sqlDie),
+		leave: in(sqlLeave), drop: in(sqlDrop), dropStale: in(sqlDropStale), abandoned: in(sqlAbandoned),
+		steps: in(sqlSteps), store: in(sqlStore), own: in(sqlOwn), storeTx: in(sqlStoreTx), step: in(sqlStep), finish: in(sqlFinish),
+		stuck: in(sqlStuck), resolveLock: in(sqlResolveLock), revive: in(sqlRevive), resolveStep: in(sqlResolveStep), resolution: in(sqlResolution),
+	}
 }
 
 // Validate checks that this code can work with the schema in the database, and

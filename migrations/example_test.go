@@ -110,7 +110,7 @@ func ExampleFS() {
 	}
 	names, err := fs.Glob(files, "*.sql") // os.CopyFS(dir, files) writes them to a folder
 	fmt.Println(names, err)
-	// Output: [00001_idem.sql 00002_transition.sql 00003_dblock.sql 00004_lease.sql] <nil>
+	// Output: [00001_idem.sql 00002_transition.sql 00003_dblock.sql 00004_lease.sql 00005_idem_steps.sql] <nil>
 }
 
 func ExampleScript() {

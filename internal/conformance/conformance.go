@@ -56,7 +56,7 @@ type suites[TX any] map[string]func(*testing.T, Client[TX])
 func Run[TX any](t *testing.T, c Client[TX]) {
 	t.Helper()
 	all := suites[TX]{}
-	for _, suites := range []suites[TX]{seamSuites[TX](), idemSuites[TX](), machineSuites[TX](), lockSuites[TX](), lockTxSuites[TX](), lockRowsSuites[TX](), leaseSuites[TX]()} {
+	for _, suites := range []suites[TX]{seamSuites[TX](), idemSuites[TX](), stepsSuites[TX](), machineSuites[TX](), lockSuites[TX](), lockTxSuites[TX](), lockRowsSuites[TX](), leaseSuites[TX]()} {
 		maps.Copy(all, suites)
 	}
 	for _, name := range c.Without {
@@ -168,6 +168,20 @@ func idemSuites[TX any]() suites[TX] {
 		"idem/InnerLostRace":        idemInnerLostRace[TX],
 		"idem/ServerGone":           idemServerGone[TX],
 		"idem/UserConstraint":       idemUserConstraint[TX],
+	}
+}
+
+func stepsSuites[TX any]() suites[TX] {
+	return suites[TX]{
+		"idem/StepsNewAndRepeat":       stepsNewAndRepeat[TX],
+		"idem/StepsGoOn":               stepsGoOn[TX],
+		"idem/StepsNothingCalled":      stepsNothingCalled[TX],
+		"idem/StepsFinal":              stepsFinal[TX],
+		"idem/StepsInFlight":           stepsInFlight[TX],
+		"idem/StepsStorm":              stepsStorm[TX],
+		"idem/StepsSlowBank":           stepsSlowBank[TX],
+		"idem/StepsLeaseLost":          stepsLeaseLost[TX],
+		"idem/StepsHeartbeatFindsLoss": stepsHeartbeatFindsLoss[TX],
 	}
 }
 

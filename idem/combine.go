@@ -1,0 +1,187 @@
+package idem
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"sync"
+
+	"github.com/pgonce/pgonce/internal/pg"
+)
+
+// mostCombined is how many writes go into one commit.
+const mostCombined = 128
+
+// write is one change of one key, small enough to share a transaction with those of other keys. It may be
+// carried out again when its outcome is unknown: each of its statements is for one nonce, and does the second time what it has done
+// the first time.
+type write struct {
+	key   Key // in the order of which writes lock
+	stmts []pg.Stmt
+	moot  func() bool // says after the statements that there is nothing to commit; may be nil
+
+	insist bool // also while the database is out of reach: what it says has happened
+
+	word chan word // has room for what this one is told
+}
+
+// word is what a writer in line is told: that it is its turn to lead, or what became of its write.
+type word struct {
+	lead bool
+	err  error
+}
+
+// combiner puts the writes of many goroutines into few commits. Whoever finds nobody at work leads: it
+// takes what is there, up to a limit, and passes the lead on as soon as that is committed. So a writer
+// alone waits for nobody, and writers that come while a commit is under way share the next one.
+type combiner struct {
+	mu      sync.Mutex
+	line    []*write
+	leading bool
+}
+
+// errAlone tells a writer that another one in its batch has failed, so nothing of the batch is there.
+var errAlone = errors.New("one of several writes has failed")
+
+// combine carries a write out, together with others.
+func (s *Store[TX]) combine(ctx context.Context, w *write) error {
+	if !s.db.Pipelined() {
+		return s.alone(ctx, w) // each statement is a trip: a batch would be slower than its members side by side
+	}
+	c := &s.combiner
+	w.word = make(chan word, 2)
+	c.mu.Lock()
+	c.line = append(c.line, w)
+	leads := !c.leading
+	c.leading = true
+	c.mu.Unlock()
+	for {
+		if leads {
+			s.leadBatch(ctx)
+		}
+		heard := <-w.word
+		if heard.lead {
+			leads = true
+			continue
+		}
+		if errors.Is(heard.err, errAlone) {
+			return s.alone(ctx, w)
+		}
+		return heard.err
+	}
+}
+
+// leadBatch carries out what is in line, first come first served, and passes the lead on.
+func (s *Store[TX]) leadBatch(ctx context.Context) {
+	c := &s.combiner
+	c.mu.Lock()
+	n := min(len(c.line), mostCombined)
+	batch := slices.Clone(c.line[:n])
+	c.line = slices.Delete(c.line, 0, n)
+	c.mu.Unlock()
+	var err error
+	if len(batch) == 1 {
+		err = s.alone(ctx, batch[0])
+	} else {
+		err = s.together(ctx, batch)
+	}
+	c.mu.Lock()
+	if len(c.line) > 0 {
+		c.line[0].word <- word{lead: true}
+	} else {
+		c.leading = false
+	}
+	c.mu.Unlock()
+	for _, w := range batch {
+		w.word <- word{err: err}
+	}
+}
+
+// together commits several writes at once, in the order of their keys, so that two processes cannot wait for
+// each other. One that fails fails all; then each is to be tried by itself.
+func (s *Store[TX]) together(ctx context.Context, batch []*write) error {
+	batch = slices.SortedStableFunc(slices.Values(batch), func(a, b *write) int { return a.key.Compare(b.key) })
+	var stmts []pg.Stmt
+	for _, w := range batch {
+		stmts = append(stmts, w.stmts...)
+	}
+	tctx, cancel := pg.TripContext(ctx)
+	defer cancel()
+	tx, err := s.db.Begin(tctx, pg.ReadCommitted, stmts...)
+	if err == nil {
+		err = tx.Commit(tctx)
+	}
+	if pg.Rejected(err) {
+		return errAlone
+	}
+	return err
+}
+
+// alone carries one write out: one trip for one statement, two for several.
+func (s *Store[TX]) alone(ctx context.Context, w *write) error {
+	tctx, cancel := pg.TripContext(ctx)
+	defer cancel()
+	if len(w.stmts) == 1 {
+		return s.db.Pool().Run(tctx, w.stmts[0])
+	}
+	tx, err := s.db.Begin(tctx, pg.ReadCommitted, w.stmts...)
+	if err != nil {
+		return err
+	}
+	if w.moot != nil && w.moot() {
+		tx.Abandon(ctx)
+		return nil
+	}
+	return tx.Commit(tctx)
+}
+
+// persist carries a write out, whatever happens on the way, for up to resolveWithin. It does not heed the end of ctx:
+// a foreign call may have been made. A write whose answer is lost is carried out again by itself: on
+// the rows that it is about it waits for the lost one, if that is still under way, and then finds what it has left.
+//
+// Errors: what the server refuses for good; [ErrUnavailable], and nothing was done; [pg.ErrOutcomeUnknown].
+func (s *Store[TX]) persist(ctx context.Context, w *write) error {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), resolveWithin)
+	defer cancel()
+	unsure := false
+	for n := 1; ; n++ {
+		var err error
+		if n == 1 {
+			err = s.combine(ctx, w)
+		} else {
+			err = s.alone(ctx, w)
+		}
+		switch {
+		case err == nil:
+			return nil
+		case pg.Rejected(err) && !passing(err), !w.insist && !unsure && errors.Is(err, ErrUnavailable):
+			return s.refused(err, unsure)
+		case !pg.Rejected(err) && !errors.Is(err, ErrUnavailable) && !errors.Is(err, pg.ErrTxLost):
+			unsure = true
+		}
+		if pause(ctx, min(n, 6)) != nil {
+			return s.refused(fmt.Errorf("%w: %w", ErrUnavailable, err), unsure)
+		}
+	}
+}
+
+// refused is the error of a write that was given up.
+func (s *Store[TX]) refused(err error, unsure bool) error {
+	if unsure {
+		return fmt.Errorf("%w: %v", pg.ErrOutcomeUnknown, err) //nolint:errorlint // what the last try met is no fact about the outcome
+	}
+	if pg.Code(err) == pg.CodeReadOnlyTx {
+		return fmt.Errorf("%w: %w", ErrReadOnly, err)
+	}
+	return pg.ExplainSchema(s.cfg.Schema, err)
+}
+
+// passing says whether the server may accept what it has refused when it is asked again.
+func passing(err error) bool {
+	code := pg.Code(err)
+	return isStale(err) || slices.Contains([]string{
+		pg.CodeSerialization, pg.CodeDeadlock, pg.CodeLockTimeout, pg.CodeQueryCanceled, pg.CodeOutOfMemory,
+	}, cmp.Or(code, "none"))
+}
