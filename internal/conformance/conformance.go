@@ -182,6 +182,22 @@ func stepsSuites[TX any]() suites[TX] {
 		"idem/StepsSlowBank":           stepsSlowBank[TX],
 		"idem/StepsLeaseLost":          stepsLeaseLost[TX],
 		"idem/StepsHeartbeatFindsLoss": stepsHeartbeatFindsLoss[TX],
+		"idem/StepsCompleter":          stepsCompleter[TX],
+		"idem/StepsCompletersRace":     stepsCompletersRace[TX],
+		"idem/StepsDead":               stepsDead[TX],
+		"idem/StepsBackOff":            stepsBackOff[TX],
+		"idem/StepsCompleterMisuse":    stepsCompleterMisuse[TX],
+		"idem/StepsCommitLost":         stepsCommitLost[TX],
+		"idem/StepsTimeoutAfterPaying": stepsTimeoutAfterPaying[TX],
+		"idem/StepsNeverHappened":      stepsNeverHappened[TX],
+		"idem/StepsUnsure":             stepsUnsure[TX],
+		"idem/StepsResolve":            stepsResolve[TX],
+		"idem/StepsResolveMisuse":      stepsResolveMisuse[TX],
+		"idem/StepsResolveTakesAway":   stepsResolveTakesAway[TX],
+		"idem/StepsChanged":            stepsChanged[TX],
+		"idem/StepsMisuse":             stepsMisuse[TX],
+		"idem/StepsTxHandlers":         stepsTxHandlers[TX],
+		"idem/StepsOneOfManyFails":     stepsOneOfManyFails[TX],
 	}
 }
 
