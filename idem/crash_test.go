@@ -23,6 +23,9 @@ func TestMain(m *testing.M) {
 	if url := os.Getenv("IDEM_HOLDER"); url != "" {
 		hold(url, os.Getenv("IDEM_HOLDER_SQL"))
 	}
+	if url := os.Getenv("IDEM_STEPS"); url != "" {
+		playSteps(url, os.Getenv("IDEM_STEPS_POINT"))
+	}
 	os.Exit(m.Run())
 }
 

@@ -1,5 +1,7 @@
 package idem
 
+import "time"
+
 // Followers is how many calls of the store wait in memory.
 func Followers[TX any](s *Store[TX]) (n int) {
 	s.queue.mu.Lock()
@@ -8,4 +10,12 @@ func Followers[TX any](s *Store[TX]) (n int) {
 		n += len(l.followers)
 	}
 	return n
+}
+
+// LookEvery makes the store's completer look more often than once a second.
+func LookEvery[TX any](s *Store[TX], d time.Duration) { s.look = d }
+
+// Downstream is what a step is called to the other side.
+func Downstream(k Key, schema, step string, round int64) string {
+	return k.downstream(schema, step, round)
 }
