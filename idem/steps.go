@@ -38,7 +38,7 @@ import (
 // [ErrStepsChanged], [ErrDead]; and [ErrUnknownOutcome] when a step that is AtMostOnce has begun and nobody can say how it ended.
 //
 // Cost on pgx: a new key 2 round trips before fn and 1 after it, a step 1 (AtMostOnce 2, StepTx 2 around its function); on database/sql 5, 1, 1
-// (2, 5). Each is a commit, shared by up to 128 keys that write at the same time (on pgx). A repeat as with Do. The tables of leases and steps are
+// (2, 6). Each is a commit, shared by up to 128 keys that write at the same time (on pgx). A repeat as with Do. The tables of leases and steps are
 // empty again when the key is finished. One connection of the pool has to be free for heartbeats every third of [Config.Lease].
 func RunSteps[I, T, TX any](ctx context.Context, s *Store[TX], key Key, fp Fingerprint, in I,
 	fn func(ctx context.Context, run *Run[TX], in I) (T, error),

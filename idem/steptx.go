@@ -20,7 +20,7 @@ import (
 //
 // Errors: those of [Step], [ErrTxEnded], [ErrTxUnusable], [ErrHandlerTimeout], [ErrReadOnly], and what the server says.
 //
-// Cost on pgx: 2 round trips around those of fn, one commit. On database/sql 5.
+// Cost on pgx: 2 round trips around those of fn, one commit. On database/sql 6.
 func StepTx[T, TX any](ctx context.Context, run *Run[TX], name string, fn func(ctx context.Context, tx TX) (T, error)) (value T, err error) {
 	if run == nil || fn == nil {
 		return value, errors.New("idem: step: nil run or function")

@@ -1,0 +1,214 @@
+//go:build unix
+
+package idem_test
+
+import (
+	"context"
+	"database/sql"
+	"fmt"
+	"testing"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgxpool"
+	"github.com/pgonce/pgonce/driver/sqldriver"
+	"github.com/pgonce/pgonce/idem"
+	"github.com/pgonce/pgonce/internal/localpg"
+	"github.com/pgonce/pgonce/internal/pgtest"
+	"github.com/pgonce/pgonce/migrations"
+)
+
+func answer(context.Context, string) (string, error) { return "serial", nil }
+
+func sure(context.Context, string) (string, idem.Outcome, error) { return "serial", idem.Happened, nil }
+
+// stepsOf are functions by their kind, for any transaction.
+func stepsOf[TX any]() map[string]func(context.Context, *idem.Run[TX], int) (string, error) {
+	return map[string]func(context.Context, *idem.Run[TX], int) (string, error){
+		"none": func(context.Context, *idem.Run[TX], int) (string, error) { return "", nil },
+		"one": func(ctx context.Context, run *idem.Run[TX], _ int) (string, error) {
+			return idem.Step(ctx, run, "a", answer)
+		},
+		"two": func(ctx context.Context, run *idem.Run[TX], _ int) (string, error) {
+			_, err := idem.Step(ctx, run, "a", answer)
+			if err != nil {
+				return "", err
+			}
+			return idem.Step(ctx, run, "b", answer)
+		},
+		"at most once": func(ctx context.Context, run *idem.Run[TX], _ int) (string, error) {
+			return idem.Step(ctx, run, "a", answer, idem.AtMostOnce(sure))
+		},
+		"tx": func(ctx context.Context, run *idem.Run[TX], _ int) (string, error) {
+			return idem.StepTx(ctx, run, "a", func(context.Context, TX) (string, error) { return "local", nil })
+		},
+	}
+}
+
+// The round trips of a key alone.
+func TestRoundTripsOfSteps(t *testing.T) {
+	t.Parallel()
+	db := pgtest.New(t)
+	pool, wire := wired(t, db, pgx.QueryExecModeExec)
+	keys := newStore(t, pool, nil)
+	run := func(kind, id string) {
+		if _, err := idem.RunSteps(t.Context(), keys, remit.Key("m1", id), idem.NoFingerprint(), 1, stepsOf[pgx.Tx]()[kind]); err != nil {
+			t.Errorf("%s: %v", kind, err)
+		}
+		settle(t, pool)
+	}
+	run("one", "warm-up") // checks the schema, makes the worker
+	for kind, want := range map[string]int64{"none": 3, "one": 4, "two": 5, "at most once": 5, "tx": 5} {
+		if got := trips(wire, func() { run(kind, kind) }); got != want {
+			t.Errorf("%s: %d trips, want %d", kind, got, want)
+		}
+		if got := trips(wire, func() { run(kind, kind) }); got != 2 {
+			t.Errorf("repeat of %s: %d trips, want 2 with its ROLLBACK", kind, got)
+		}
+	}
+}
+
+// The same on database/sql.
+func TestRoundTripsOfStepsOnDatabaseSQL(t *testing.T) {
+	t.Parallel()
+	db := pgtest.New(t)
+	wire := pgtest.NewWire()
+	cfg := db.Config(t).ConnConfig
+	cfg.DefaultQueryExecMode = pgx.QueryExecModeExec
+	cfg.DialFunc = wire.Dial(cfg.DialFunc)
+	std := db.SQLConfig(t, cfg)
+	std.SetMaxOpenConns(1)
+	keys, err := idem.New(sqldriver.New(std), nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	run := func(kind, id string) {
+		if _, err := idem.RunSteps(t.Context(), keys, remit.Key("m1", id), idem.NoFingerprint(), 1, stepsOf[*sql.Tx]()[kind]); err != nil {
+			t.Errorf("%s: %v", kind, err)
+		}
+		pgtest.Eventually(t, "the connection is back", func() bool { return std.Stats().InUse == 0 })
+	}
+	run("one", "warm-up")
+	for kind, want := range map[string]int64{"none": 6, "one": 7, "at most once": 8, "tx": 12} {
+		if got := trips(wire, func() { run(kind, kind) }); got != want {
+			t.Errorf("%s: %d trips, want %d", kind, got, want)
+		}
+		if got := trips(wire, func() { run(kind, kind) }); got != 1 {
+			t.Errorf("repeat of %s: %d trips, want 1", kind, got)
+		}
+	}
+}
+
+// Commits and WAL of a key in steps, on a server that writes no WAL but ours.
+func TestWALOfSteps(t *testing.T) {
+	t.Parallel()
+	pool := quietServer(t)
+	keys := newStore(t, pool, nil)
+	fns := stepsOf[pgx.Tx]()
+	do := func(kind string) func(i int) {
+		return func(i int) {
+			if _, err := idem.RunSteps(t.Context(), keys, remit.Key(kind, uuidText(i)), idem.NoFingerprint(), i, fns[kind]); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	do("one")(-1)
+	const n = 300
+	walPerOp := func(op func(i int)) int64 {
+		const lsn = `SELECT (pg_current_wal_insert_lsn() - '0/0')::bigint`
+		settle(t, pool)
+		before := number(t, pool, lsn)
+		for i := range n {
+			op(i)
+		}
+		settle(t, pool)
+		return (number(t, pool, lsn) - before) / n
+	}
+	xids := func() int64 {
+		return number(t, pool, `SELECT pg_snapshot_xmax(pg_current_snapshot())::text::bigint`)
+	}
+	wal := map[string]int64{}
+	for kind, commits := range map[string]int64{"none": 2, "one": 3, "two": 4, "at most once": 4, "tx": 3} {
+		before := xids()
+		wal[kind] = walPerOp(do(kind))
+		if got := xids() - before; got < commits*n || got > commits*n+n/10 { // heartbeats
+			t.Errorf("%s: %d commits of %d keys, want %d each", kind, got, n, commits)
+		}
+	}
+	before := xids()
+	repeat := walPerOp(do("one"))
+	t.Logf("WAL bytes: %v, a repeat %d", wal, repeat)
+	for what, tc := range map[string]struct{ got, most int64 }{
+		"a key without steps":  {wal["none"], 1000},
+		"a step":               {wal["two"] - wal["one"], 500},
+		"a mark":               {wal["at most once"] - wal["one"], 500},
+		"a step in the tables": {wal["one"] - wal["none"], 500},
+		"a repeat":             {repeat, 0},
+		"xids of repeats":      {xids() - before, n / 10},
+	} {
+		if tc.got > tc.most || tc.got < 0 {
+			t.Errorf("%s: %d bytes, want at most %d", what, tc.got, tc.most)
+		}
+	}
+	for _, table := range []string{"idem_lease", "idem_step"} {
+		if left := number(t, pool, `SELECT count(*) FROM pgonce.`+table); left != 0 {
+			t.Errorf("%d rows left in %s", left, table)
+		}
+	}
+	if workers := number(t, pool, `SELECT count(*) FROM pgonce.idem_worker`); workers != 1 {
+		t.Errorf("%d workers, want one for the process", workers)
+	}
+}
+
+// quietServer is a server of the test's own that writes no WAL by itself.
+func quietServer(t *testing.T) *pgxpool.Pool {
+	t.Helper()
+	server, err := localpg.Start(&localpg.Config{Settings: map[string]string{
+		"autovacuum": "off", "wal_level": "minimal", "max_wal_senders": "0", "full_page_writes": "off", "checkpoint_timeout": "1h",
+	}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	pool, err := pgxpool.New(t.Context(), server.URL("postgres"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		pool.Close()
+		if err := server.Stop(); err != nil {
+			t.Error(err)
+		}
+	})
+	if _, err := migrations.UpPool(t.Context(), pool, nil); err != nil {
+		t.Fatal(err)
+	}
+	return pool
+}
+
+// Keys that are written at the same time share commits.
+func TestStepsShareCommits(t *testing.T) {
+	t.Parallel()
+	pool := quietServer(t)
+	keys := newStore(t, pool, nil)
+	if err := keys.Validate(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	const crowd = 64
+	before := number(t, pool, `SELECT pg_snapshot_xmax(pg_current_snapshot())::text::bigint`)
+	errs := make(chan error, crowd)
+	for i := range crowd {
+		go func() {
+			_, err := idem.RunSteps(t.Context(), keys, remit.Key("m1", fmt.Sprint(i)), idem.NoFingerprint(), i, stepsOf[pgx.Tx]()["one"])
+			errs <- err
+		}()
+	}
+	for range crowd {
+		if err := <-errs; err != nil {
+			t.Error(err)
+		}
+	}
+	commits := number(t, pool, `SELECT pg_snapshot_xmax(pg_current_snapshot())::text::bigint`) - before
+	t.Logf("%d commits for %d keys", commits, crowd)
+	if commits > 3*crowd/2 {
+		t.Errorf("%d commits for %d keys of three writes each: they do not share", commits, crowd)
+	}
+}
