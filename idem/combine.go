@@ -11,8 +11,10 @@ import (
 	"github.com/pgonce/pgonce/internal/pg"
 )
 
-// mostCombined is how many writes go into one commit.
-const mostCombined = 128
+const (
+	mostCombined = 128 // writes in one commit
+	mostLeaders  = 2   // commits at the same time: while one waits for the disk, the other has the server work
+)
 
 // write is one change of one key, small enough to share a transaction with those of other keys. It may be
 // carried out again when its outcome is unknown: each of its statements is for one nonce, and does the second time what it has done
@@ -24,7 +26,8 @@ type write struct {
 
 	insist bool // also while the database is out of reach: what it says has happened
 
-	word chan word // has room for what this one is told
+	word  chan word // has room for what this one is told: that it leads, once, and what became of it
+	leads bool      // it has been told to
 }
 
 // word is what a writer in line is told: that it is its turn to lead, or what became of its write.
@@ -33,13 +36,13 @@ type word struct {
 	err  error
 }
 
-// combiner puts the writes of many goroutines into few commits. Whoever finds nobody at work leads: it
+// combiner puts the writes of many goroutines into few commits. Whoever finds a lead free leads: it
 // takes what is there, up to a limit, and passes the lead on as soon as that is committed. So a writer
 // alone waits for nobody, and writers that come while a commit is under way share the next one.
 type combiner struct {
 	mu      sync.Mutex
 	line    []*write
-	leading bool
+	leaders int
 }
 
 // errAlone tells a writer that another one in its batch has failed, so nothing of the batch is there.
@@ -54,12 +57,15 @@ func (s *Store[TX]) combine(ctx context.Context, w *write) error {
 	w.word = make(chan word, 2)
 	c.mu.Lock()
 	c.line = append(c.line, w)
-	leads := !c.leading
-	c.leading = true
+	leads := c.leaders < mostLeaders
+	if leads {
+		w.leads = true
+		c.leaders++
+	}
 	c.mu.Unlock()
 	for {
 		if leads {
-			s.leadBatch(ctx)
+			s.leadBatch(ctx, w)
 		}
 		heard := <-w.word
 		if heard.lead {
@@ -73,30 +79,45 @@ func (s *Store[TX]) combine(ctx context.Context, w *write) error {
 	}
 }
 
-// leadBatch carries out what is in line, first come first served, and passes the lead on.
-func (s *Store[TX]) leadBatch(ctx context.Context) {
+// leadBatch carries out what is in line, first come first served, and passes the lead on. The leader's own write is
+// always among it, if nobody has taken it: so nobody who has led is left waiting without a leader.
+func (s *Store[TX]) leadBatch(ctx context.Context, own *write) {
 	c := &s.combiner
 	c.mu.Lock()
 	n := min(len(c.line), mostCombined)
+	if i := slices.Index(c.line, own); i >= n {
+		c.line[i], c.line[n-1] = c.line[n-1], own
+	}
 	batch := slices.Clone(c.line[:n])
 	c.line = slices.Delete(c.line, 0, n)
 	c.mu.Unlock()
 	var err error
-	if len(batch) == 1 {
+	switch len(batch) {
+	case 0: // another leader has taken all
+	case 1:
 		err = s.alone(ctx, batch[0])
-	} else {
+	default:
 		err = s.together(ctx, batch)
 	}
 	c.mu.Lock()
-	if len(c.line) > 0 {
-		c.line[0].word <- word{lead: true}
-	} else {
-		c.leading = false
-	}
+	c.passOn()
 	c.mu.Unlock()
 	for _, w := range batch {
 		w.word <- word{err: err}
 	}
+}
+
+// passOn gives a lead to the first in line that has none, or takes it back. mu is held. Who is given the lead stays in
+// line; another leader may take its write before it wakes up, and then it leads the others.
+func (c *combiner) passOn() {
+	for _, w := range c.line {
+		if !w.leads {
+			w.leads = true
+			w.word <- word{lead: true}
+			return
+		}
+	}
+	c.leaders--
 }
 
 // together commits several writes at once, in the order of their keys, so that two processes cannot wait for

@@ -21,7 +21,7 @@
 // It is not one invocation: a handler whose transaction was rolled back (a crash, a
 // deadlock, a lost connection) may run again. So nothing that a handler does outside its
 // transaction is covered. Do not call a bank from a handler: commit a job, and let a worker
-// call it.
+// call it, or use [RunSteps].
 //
 // It is not more durable than the database's commits are.
 //
