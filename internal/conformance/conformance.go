@@ -198,6 +198,7 @@ func stepsSuites[TX any]() suites[TX] {
 		"idem/StepsMisuse":             stepsMisuse[TX],
 		"idem/StepsTxHandlers":         stepsTxHandlers[TX],
 		"idem/StepsOneOfManyFails":     stepsOneOfManyFails[TX],
+		"idem/StepsLoserBeforeTheEnd":  stepsLoserBeforeTheEnd[TX],
 	}
 }
 
