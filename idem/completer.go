@@ -130,7 +130,8 @@ func (s *Store[TX]) completeAbandoned(ctx context.Context, h completion[TX], slo
 		}
 		keys = append(keys, h.op.Key(scope, id))
 	}
-	rand.Shuffle(len(keys), func(i, j int) { keys[i], keys[j] = keys[j], keys[i] }) // other completers see the same ones
+	// Other completers see the same ones.
+	rand.Shuffle(len(keys), func(i, j int) { keys[i], keys[j] = keys[j], keys[i] }) //nolint:gosec // an order is no secret
 	for _, key := range keys {
 		select {
 		case <-ctx.Done():
@@ -167,7 +168,7 @@ func (s *Store[TX]) complete(ctx context.Context, h completion[TX], key Key) {
 		return // somebody here is at it
 	}
 	defer v.lead.pass()
-	l, rec, err := c.acquire(ctx, v.lead, true)
+	l, _, err := c.acquire(ctx, v.lead, true)
 	if l == nil {
 		c.told = true
 		if err != nil && !errors.Is(err, ErrInFlight) && !errors.Is(err, ErrDead) && ctx.Err() == nil {
@@ -176,7 +177,7 @@ func (s *Store[TX]) complete(ctx context.Context, h completion[TX], key Key) {
 		return
 	}
 	v.lead.busy()
-	rec, err = l.run(ctx, h.run(c, l.seen.request))
+	rec, err := l.run(ctx, h.run(c, l.seen.request))
 	c.share(ctx, v.lead, rec, err)
 	if err == nil {
 		_, err = c.answer(rec)

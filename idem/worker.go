@@ -60,7 +60,7 @@ func (ws *workers) enter(ctx context.Context, nonce int64, cancel context.Cancel
 	}
 	w := ws.current
 	if w != nil && w.left() < ws.lease/2 {
-		ws.beat(ctx, w)
+		_ = ws.beat(ctx, w) // or its time is over, and there is a new one
 	}
 	if w == nil || w.left() < ws.lease/4 {
 		var err error
