@@ -340,34 +340,50 @@ func stepsOneOfManyFails[TX any](t *testing.T, c Client[TX]) {
 	b.left(bad/2, 0, 0)
 }
 
-// An owner that has lost its lease stores the result of a step while the one who took over is at the same step: it does
-// not land, and what the other one was told counts.
+// An owner that has lost its lease goes on while the one who took over is at work: neither its step, nor its end, nor its
+// failure touches what the other one owns.
 func stepsLoserBeforeTheEnd[TX any](t *testing.T, c Client[TX]) {
-	b := setup(t, c, 3)
-	other := b.other(2)
-	inside, goOn, done := make(chan struct{}), make(chan struct{}), make(chan error, 1)
-	var answer idem.Result[string]
-	_, err := b.run(t.Context(), "r1", b.remitsFrom(&bank{before: func() {
-		b.expire()
-		go func() {
-			var err error
-			answer, err = other.run(t.Context(), "r1", func(ctx context.Context, run *idem.Run[TX], _ remittance) (string, error) {
-				return idem.Step(ctx, run, "pay", func(context.Context, string) (string, error) {
-					close(inside)
-					<-goOn
-					return "theirs", nil
-				})
+	for _, kind := range []string{"a step", "the end", "a refusal", "a failure"} {
+		t.Run(kind, func(t *testing.T) {
+			b := setup(t, c, 3)
+			other := b.other(2)
+			inside, goOn, done := make(chan struct{}), make(chan struct{}), make(chan error, 1)
+			var answer idem.Result[string]
+			takeOver := func() {
+				b.expire()
+				go func() {
+					var err error
+					answer, err = other.run(t.Context(), "r1", func(ctx context.Context, run *idem.Run[TX], _ remittance) (string, error) {
+						return idem.Step(ctx, run, "pay", func(context.Context, string) (string, error) {
+							close(inside)
+							<-goOn
+							return "theirs", nil
+						})
+					})
+					done <- err
+				}()
+				<-inside
+			}
+			_, err := b.run(t.Context(), "r1", func(ctx context.Context, run *idem.Run[TX], in remittance) (string, error) {
+				if kind == "a step" {
+					return b.remitsFrom(&bank{before: takeOver})(ctx, run, in)
+				}
+				takeOver()
+				return "mine", map[string]error{"a failure": errBank, "a refusal": idem.Final(errBank)}[kind]
 			})
-			done <- err
-		}()
-		<-inside
-	}}))
-	wantErr(t, err, idem.ErrLeaseLost)
-	wantInt(t, "steps of the loser", b.db.Int(t, `SELECT count(*) FROM pgonce.idem_step`), 0)
-	close(goOn)
-	noErr(t, <-done)
-	if answer.Value != "theirs" {
-		t.Errorf("got %+v", answer)
+			want := idem.ErrLeaseLost
+			if kind == "a failure" {
+				want = errBank
+			}
+			wantErr(t, err, want)
+			wantInt(t, "steps of the loser", b.db.Int(t, `SELECT count(*) FROM pgonce.idem_step`), 0)
+			wantInt(t, "leases of the other one", b.db.Int(t, `SELECT count(*) FROM pgonce.idem_lease WHERE worker <> 0`), 1)
+			close(goOn)
+			noErr(t, <-done)
+			if answer.Value != "theirs" {
+				t.Errorf("got %+v", answer)
+			}
+			b.left(0, 0, 0)
+		})
 	}
-	b.left(0, 0, 0)
 }
