@@ -138,17 +138,17 @@ func (c *Client[TX]) Inspect(ctx context.Context, keys ...Key) (Snapshot, error)
 func (s Snapshot) String() string {
 	var b strings.Builder
 	w := tabwriter.NewWriter(&b, 0, 0, 2, ' ', 0)
-	fmt.Fprintln(w, "KEY\tWHO\tPID\tWHAT\tSINCE\tLEFT\t")
+	_, _ = fmt.Fprintln(w, "KEY\tWHO\tPID\tWHAT\tSINCE\tLEFT\t")
 	for _, k := range s {
 		name := k.name()
 		if len(k.Holdings)+len(k.Waits) == 0 {
-			fmt.Fprintf(w, "%s\t-\t-\tfree\t-\t-\t\n", name)
+			_, _ = fmt.Fprintf(w, "%s\t-\t-\tfree\t-\t-\t\n", name)
 		}
 		for _, h := range k.Holdings {
-			fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%s\t\n", name, known(pg.Printable(h.Name)), pidText(h.PID), h.what(), duration(h.Held), duration(h.Left))
+			_, _ = fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%s\t\n", name, known(pg.Printable(h.Name)), pidText(h.PID), h.what(), duration(h.Held), duration(h.Left))
 		}
 		for _, q := range k.Waits {
-			fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t-\t\n", name, known(pg.Printable(q.Name)), pidText(q.PID), q.what(), duration(q.Waited))
+			_, _ = fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t-\t\n", name, known(pg.Printable(q.Name)), pidText(q.PID), q.what(), duration(q.Waited))
 		}
 	}
 	_ = w.Flush()

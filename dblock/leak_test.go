@@ -69,7 +69,10 @@ func (l *leaks) collect(t *testing.T, c *client, control string) {
 }
 
 //go:noinline
-func drop(t *testing.T, c *client, id string) { acquire(t, c, id, nil) }
+func drop(t *testing.T, c *client, id string) {
+	t.Helper()
+	acquire(t, c, id, nil)
+}
 
 // A lock that is dropped is reported, once, after a heartbeat, and stays held until the client is closed.
 func TestDroppedLockIsReportedAndKept(t *testing.T) {

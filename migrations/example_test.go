@@ -100,7 +100,7 @@ func ExampleDown() {
 		fmt.Println(version, err)
 		return nil
 	})
-	// Output: 4 <nil>
+	// Output: 5 <nil>
 }
 
 func ExampleFS() {

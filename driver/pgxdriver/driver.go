@@ -89,6 +89,7 @@ type session struct {
 	conn   *pgx.Conn
 	socket net.Conn
 	ctx    context.Context // the one that is watched
+	bare   context.Context // the same without its end, which is not for pgx
 	stop   func() bool     // ends that
 	ended  chan struct{}   // closed when the end of ctx has reached the socket
 }
@@ -118,7 +119,7 @@ func (s *session) RunAll(ctx context.Context, stmts ...pg.Stmt) error {
 func (s *session) watch(ctx context.Context) {
 	s.unwatch()
 	ended := make(chan struct{})
-	s.ctx, s.ended = ctx, ended
+	s.ctx, s.bare, s.ended = ctx, context.WithoutCancel(ctx), ended
 	s.stop = context.AfterFunc(ctx, func() {
 		defer close(ended)
 		_ = s.socket.SetDeadline(time.Unix(1, 0))
@@ -134,13 +135,12 @@ func (s *session) unwatch() {
 }
 
 func (s *session) runAll(stmts []pg.Stmt) error {
-	ctx := context.Background() // its end is not for pgx
 	if len(stmts) == 1 {
-		return run(ctx, s.conn, stmts[0])
+		return run(s.bare, s.conn, stmts[0])
 	}
 	var b pgx.Batch
 	queue(&b, stmts)
-	return mapError(s.conn.SendBatch(ctx, &b).Close())
+	return mapError(s.conn.SendBatch(s.bare, &b).Close())
 }
 
 func (s *session) Socket() syscall.RawConn { return pgerr.Socket(s.conn) }

@@ -90,7 +90,7 @@ func (p *Proxy) listenUnix(t testing.TB, folder string) string {
 	p.server = &net.UnixAddr{Net: "unix", Name: filepath.Join(folder, socket)}
 	p.listener, err = net.Listen("unix", filepath.Join(dir, socket))
 	if err == nil { // a pooler that runs as another user may come through
-		err = errors.Join(os.Chmod(dir, 0o711), os.Chmod(filepath.Join(dir, socket), 0o666)) //nolint:gosec // for the test
+		err = errors.Join(os.Chmod(dir, 0o711), os.Chmod(filepath.Join(dir, socket), 0o666))
 	}
 	if err != nil {
 		t.Fatal(err)
