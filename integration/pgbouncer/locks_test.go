@@ -33,6 +33,7 @@ var sizes = map[string]map[string]string{
 func TestNewRefusesTransactionMode(t *testing.T) {
 	t.Parallel()
 	onEach(t, func(t *testing.T, p program) {
+		t.Helper()
 		for name, settings := range sizes {
 			for _, busy := range []int{0, 1, 8} {
 				t.Run(name+", "+strconv.Itoa(busy)+" at work", func(t *testing.T) {
@@ -102,6 +103,7 @@ func work(t *testing.T, db *pgtest.DB, b *pooler, n int) (stop func()) {
 func TestSessionMode(t *testing.T) {
 	t.Parallel()
 	onEach(t, func(t *testing.T, p program) {
+		t.Helper()
 		t.Run("pgx", func(t *testing.T) {
 			t.Parallel()
 			conformance.Run(t, inSessions(p, conformance.Pgx(pgx.QueryExecModeCacheStatement)))
@@ -131,6 +133,7 @@ func inSessions[TX any](p program, c conformance.Client[TX]) conformance.Client[
 func TestSessionModeHandsNothingOn(t *testing.T) {
 	t.Parallel()
 	onEach(t, func(t *testing.T, p program) {
+		t.Helper()
 		db := pgtest.New(t)
 		b := start(t, p, db.URL, map[string]string{"pool_mode": "session", "server_round_robin": "0"})
 		pool := poolOf(t, db, b, 4)

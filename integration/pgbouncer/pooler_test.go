@@ -99,26 +99,26 @@ var guardScript string
 
 // start runs p in front of the server of serverURL, for the life of the test. It listens on a unix socket in a
 // folder of its own, so that there is no port to clash. settings are those of [pgbouncer] in its file.
-func start(t testing.TB, p program, serverURL string, settings map[string]string) *pooler {
-	t.Helper()
+func start(tb testing.TB, p program, serverURL string, settings map[string]string) *pooler {
+	tb.Helper()
 	b := &pooler{program: p}
 	var err error
 	if b.dir, err = os.MkdirTemp("/tmp", "bouncer-"); err != nil { //nolint:usetesting // t.TempDir is too long for a socket
-		t.Fatal(err)
+		tb.Fatal(err)
 	}
-	t.Cleanup(func() {
+	tb.Cleanup(func() {
 		b.kill()
 		if t.Failed() {
 			if log, err := os.ReadFile(filepath.Join(b.dir, "log")); err == nil {
-				t.Logf("PgBouncer %s said:\n%s", p.version, log)
+				tb.Logf("PgBouncer %s said:\n%s", p.version, log)
 			}
 		}
 		_ = os.RemoveAll(b.dir)
 	})
 	if err := b.configure(serverURL, settings); err != nil {
-		t.Fatal(err)
+		tb.Fatal(err)
 	}
-	b.run(t)
+	b.run(tb)
 	return b
 }
 
@@ -178,23 +178,23 @@ func (b *pooler) giveAway() error {
 }
 
 // run starts the process, and waits until it accepts connections.
-func (b *pooler) run(t testing.TB) {
-	t.Helper()
+func (b *pooler) run(tb testing.TB) {
+	tb.Helper()
 	user, err := localpg.ServerUser()
 	if err != nil {
-		t.Fatal(err)
+		tb.Fatal(err)
 	}
 	read, write, err := os.Pipe()
 	if err != nil {
-		t.Fatal(err)
+		tb.Fatal(err)
 	}
 	defer func() { _ = read.Close() }()
-	cmd := exec.Command("/bin/sh", "-c", guardScript, "guard", b.path, b.file("pgbouncer.ini")) //nolint:gosec // a program of this machine
+	cmd := exec.Command("/bin/sh", "-c", guardScript, "guard", b.path, b.file("pgbouncer.ini"))
 	cmd.Dir = "/"
 	cmd.ExtraFiles = []*os.File{read} // file descriptor 3
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Credential: user}
 	if err := cmd.Start(); err != nil {
-		t.Fatal(err)
+		tb.Fatal(err)
 	}
 	done := make(chan struct{})
 	b.pipe, b.done = write, done
@@ -202,7 +202,7 @@ func (b *pooler) run(t testing.TB) {
 		_ = cmd.Wait()
 		close(done)
 	}()
-	pgtest.Eventually(t, "PgBouncer accepts connections", func() bool {
+	pgtest.Eventually(tb, "PgBouncer accepts connections", func() bool {
 		conn, err := net.Dial("unix", b.file(".s.PGSQL.5432"))
 		if err != nil {
 			return false
@@ -223,19 +223,19 @@ func (b *pooler) kill() {
 }
 
 // admin says something on PgBouncer's console.
-func (b *pooler) admin(t testing.TB, command string) {
-	t.Helper()
+func (b *pooler) admin(tb testing.TB, command string) {
+	tb.Helper()
 	cfg, err := pgx.ParseConfig(b.url)
 	if err != nil {
-		t.Fatal(err)
+		tb.Fatal(err)
 	}
 	cfg.Database, cfg.DefaultQueryExecMode = "pgbouncer", pgx.QueryExecModeSimpleProtocol
-	conn, err := pgx.ConnectConfig(t.Context(), cfg)
+	conn, err := pgx.ConnectConfig(tb.Context(), cfg)
 	if err != nil {
-		t.Fatal(err)
+		tb.Fatal(err)
 	}
-	defer func() { _ = conn.Close(context.WithoutCancel(t.Context())) }()
-	if _, err := conn.PgConn().Exec(t.Context(), command).ReadAll(); err != nil {
-		t.Fatal(err)
+	defer func() { _ = conn.Close(context.WithoutCancel(tb.Context())) }()
+	if _, err := conn.PgConn().Exec(tb.Context(), command).ReadAll(); err != nil {
+		tb.Fatal(err)
 	}
 }
