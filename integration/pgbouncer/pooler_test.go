@@ -103,12 +103,12 @@ func start(tb testing.TB, p program, serverURL string, settings map[string]strin
 	tb.Helper()
 	b := &pooler{program: p}
 	var err error
-	if b.dir, err = os.MkdirTemp("/tmp", "bouncer-"); err != nil { //nolint:usetesting // t.TempDir is too long for a socket
+	if b.dir, err = os.MkdirTemp("/tmp", "bouncer-"); err != nil { //nolint:usetesting // TempDir is too long for a socket
 		tb.Fatal(err)
 	}
 	tb.Cleanup(func() {
 		b.kill()
-		if t.Failed() {
+		if tb.Failed() {
 			if log, err := os.ReadFile(filepath.Join(b.dir, "log")); err == nil {
 				tb.Logf("PgBouncer %s said:\n%s", p.version, log)
 			}
