@@ -33,6 +33,7 @@ var sizes = map[string]map[string]string{
 func TestNewRefusesTransactionMode(t *testing.T) {
 	t.Parallel()
 	onEach(t, func(t *testing.T, p program) {
+	t.Helper()
 		t.Helper()
 		for name, settings := range sizes {
 			for _, busy := range []int{0, 1, 8} {
@@ -103,6 +104,7 @@ func work(t *testing.T, db *pgtest.DB, b *pooler, n int) (stop func()) {
 func TestSessionMode(t *testing.T) {
 	t.Parallel()
 	onEach(t, func(t *testing.T, p program) {
+	t.Helper()
 		t.Helper()
 		t.Run("pgx", func(t *testing.T) {
 			t.Parallel()
@@ -122,6 +124,7 @@ func TestSessionMode(t *testing.T) {
 func inSessions[TX any](p program, c conformance.Client[TX]) conformance.Client[TX] {
 	open := c.Open
 	c.Open = func(t *testing.T, db *pgtest.DB, conns int) conformance.Pool[TX] {
+		t.Helper()
 		b := start(t, p, db.URL, map[string]string{"pool_mode": "session", "default_pool_size": "60"})
 		return open(t, db.Via(b.url), conns)
 	}
@@ -133,6 +136,7 @@ func inSessions[TX any](p program, c conformance.Client[TX]) conformance.Client[
 func TestSessionModeHandsNothingOn(t *testing.T) {
 	t.Parallel()
 	onEach(t, func(t *testing.T, p program) {
+	t.Helper()
 		t.Helper()
 		db := pgtest.New(t)
 		b := start(t, p, db.URL, map[string]string{"pool_mode": "session", "server_round_robin": "0"})

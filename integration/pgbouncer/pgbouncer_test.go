@@ -60,6 +60,8 @@ func onEach(t *testing.T, test func(*testing.T, program)) {
 func through[TX any](p program, c conformance.Client[TX], settings map[string]string) conformance.Client[TX] {
 	open := c.Open
 	c.Open = func(t *testing.T, db *pgtest.DB, conns int) conformance.Pool[TX] {
+	t.Helper()
+		t.Helper()
 		pool := open(t, db.Via(start(t, p, db.URL, settings).url), conns)
 		pool.Driver = past[TX]{pool.Driver, open(t, db, conns).Driver}
 		return pool
@@ -77,6 +79,8 @@ func (d past[TX]) Session(ctx context.Context) (pg.Session, error) { return d.di
 func TestPgx(t *testing.T) {
 	t.Parallel()
 	onEach(t, func(t *testing.T, p program) {
+	t.Helper()
+		t.Helper()
 		for _, mode := range conformance.PgxModes {
 			if mode == pgx.QueryExecModeCacheStatement && !p.prepares {
 				continue // TestPreparedStatementsAreExplained
@@ -100,6 +104,8 @@ var keptStatements = []string{"idem/StalePlan", "idem/StaleWait", "machine/Forbi
 func TestDatabaseSQL(t *testing.T) {
 	t.Parallel()
 	onEach(t, func(t *testing.T, p program) {
+	t.Helper()
+		t.Helper()
 		overPgx := func(t *testing.T, db *pgtest.DB) *sql.DB {
 			t.Helper()
 			cfg := db.Config(t).ConnConfig
@@ -121,6 +127,8 @@ func TestDatabaseSQL(t *testing.T) {
 func TestLibPQ(t *testing.T) {
 	t.Parallel()
 	onEach(t, func(t *testing.T, p program) {
+	t.Helper()
+		t.Helper()
 		c := conformance.SQL(func(t *testing.T, db *pgtest.DB) *sql.DB {
 			t.Helper()
 			std, err := sql.Open("postgres", db.URL+"&binary_parameters=yes")

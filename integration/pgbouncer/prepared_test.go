@@ -33,6 +33,7 @@ func pooled(t *testing.T, db *pgtest.DB, b *pooler, mode pgx.QueryExecMode, conn
 func TestPreparedStatementsAreExplained(t *testing.T) {
 	t.Parallel()
 	onEach(t, func(t *testing.T, p program) {
+		t.Helper()
 		db := pgtest.New(t)
 		db.Exec(t, effects)
 		settings := map[string]string{"default_pool_size": "1"}
@@ -70,6 +71,7 @@ func TestPreparedStatementsAreExplained(t *testing.T) {
 func TestDescribeExecRunsWhatWasAsked(t *testing.T) {
 	t.Parallel()
 	onEach(t, func(t *testing.T, p program) {
+		t.Helper()
 		db := pgtest.New(t)
 		b := start(t, p, db.URL, map[string]string{"default_pool_size": "3"})
 		q := pgxdriver.New(pooled(t, db, b, pgx.QueryExecModeDescribeExec, 8)).Pool()
@@ -113,6 +115,7 @@ func askFor(ctx context.Context, q pg.Querier, want string, caller int) error {
 func TestStalePlanUntilReconnect(t *testing.T) {
 	t.Parallel()
 	onEach(t, func(t *testing.T, p program) {
+		t.Helper()
 		if !p.prepares {
 			return // it has none
 		}

@@ -23,6 +23,7 @@ import (
 func TestPoolerRestartedInAStorm(t *testing.T) {
 	t.Parallel()
 	onEach(t, func(t *testing.T, p program) {
+		t.Helper()
 		for _, mode := range conformance.PgxModes {
 			if mode == pgx.QueryExecModeCacheStatement && !p.prepares {
 				continue
