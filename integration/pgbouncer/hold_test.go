@@ -84,7 +84,7 @@ func hold(url, sql string) {
 func TestKilledHolderFreesItsKey(t *testing.T) {
 	t.Parallel()
 	onEach(t, func(t *testing.T, p program) {
-	t.Helper()
+		t.Helper()
 		t.Helper()
 		for name, sql := range map[string]string{"between statements": "", "in a statement": "SELECT pg_sleep(600)"} {
 			t.Run(name, func(t *testing.T) {

@@ -33,7 +33,7 @@ var sizes = map[string]map[string]string{
 func TestNewRefusesTransactionMode(t *testing.T) {
 	t.Parallel()
 	onEach(t, func(t *testing.T, p program) {
-	t.Helper()
+		t.Helper()
 		t.Helper()
 		for name, settings := range sizes {
 			for _, busy := range []int{0, 1, 8} {
@@ -104,7 +104,7 @@ func work(t *testing.T, db *pgtest.DB, b *pooler, n int) (stop func()) {
 func TestSessionMode(t *testing.T) {
 	t.Parallel()
 	onEach(t, func(t *testing.T, p program) {
-	t.Helper()
+		t.Helper()
 		t.Helper()
 		t.Run("pgx", func(t *testing.T) {
 			t.Parallel()
@@ -136,7 +136,7 @@ func inSessions[TX any](p program, c conformance.Client[TX]) conformance.Client[
 func TestSessionModeHandsNothingOn(t *testing.T) {
 	t.Parallel()
 	onEach(t, func(t *testing.T, p program) {
-	t.Helper()
+		t.Helper()
 		t.Helper()
 		db := pgtest.New(t)
 		b := start(t, p, db.URL, map[string]string{"pool_mode": "session", "server_round_robin": "0"})

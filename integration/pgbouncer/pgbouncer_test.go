@@ -60,7 +60,7 @@ func onEach(t *testing.T, test func(*testing.T, program)) {
 func through[TX any](p program, c conformance.Client[TX], settings map[string]string) conformance.Client[TX] {
 	open := c.Open
 	c.Open = func(t *testing.T, db *pgtest.DB, conns int) conformance.Pool[TX] {
-	t.Helper()
+		t.Helper()
 		t.Helper()
 		pool := open(t, db.Via(start(t, p, db.URL, settings).url), conns)
 		pool.Driver = past[TX]{pool.Driver, open(t, db, conns).Driver}
@@ -79,7 +79,7 @@ func (d past[TX]) Session(ctx context.Context) (pg.Session, error) { return d.di
 func TestPgx(t *testing.T) {
 	t.Parallel()
 	onEach(t, func(t *testing.T, p program) {
-	t.Helper()
+		t.Helper()
 		t.Helper()
 		for _, mode := range conformance.PgxModes {
 			if mode == pgx.QueryExecModeCacheStatement && !p.prepares {
@@ -104,7 +104,7 @@ var keptStatements = []string{"idem/StalePlan", "idem/StaleWait", "machine/Forbi
 func TestDatabaseSQL(t *testing.T) {
 	t.Parallel()
 	onEach(t, func(t *testing.T, p program) {
-	t.Helper()
+		t.Helper()
 		t.Helper()
 		overPgx := func(t *testing.T, db *pgtest.DB) *sql.DB {
 			t.Helper()
@@ -127,7 +127,7 @@ func TestDatabaseSQL(t *testing.T) {
 func TestLibPQ(t *testing.T) {
 	t.Parallel()
 	onEach(t, func(t *testing.T, p program) {
-	t.Helper()
+		t.Helper()
 		t.Helper()
 		c := conformance.SQL(func(t *testing.T, db *pgtest.DB) *sql.DB {
 			t.Helper()

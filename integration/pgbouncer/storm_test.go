@@ -92,6 +92,7 @@ var errHandler = errors.New("the handler failed")
 
 // ask asks until there is an answer, as clients do.
 func (s *storm) ask(t *testing.T, id string) {
+	t.Helper()
 	op := idem.Op{Name: "storm", Wait: 10 * time.Second}
 	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
 	defer cancel()
