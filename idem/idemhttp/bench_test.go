@@ -56,6 +56,7 @@ type bench struct {
 	cfg  idemhttp.Config
 
 	fn   idemhttp.Func[pgx.Tx]                // refundOnce, unless the test has another
+	next http.HandlerFunc                     // a handler behind Middleware, in fn's place
 	wrap func(next http.Handler) http.Handler // middleware
 	runs atomic.Int64
 	log  lockedBuffer
@@ -96,10 +97,7 @@ func (b *bench) start() *bench {
 	if b.cfg.Logger == nil {
 		b.cfg.Logger = slog.New(slog.NewTextHandler(&b.log, nil))
 	}
-	h, err := idemhttp.Handle(keys, b.op, caller, func(ctx context.Context, tx pgx.Tx, r *http.Request) (idemhttp.Response, error) {
-		b.runs.Add(1)
-		return b.fn(ctx, tx, r)
-	}, &b.cfg)
+	h, err := b.handler(keys)
 	if err != nil {
 		b.t.Fatal(err)
 	}
@@ -108,6 +106,23 @@ func (b *bench) start() *bench {
 	}
 	b.url, b.client = serve(b.t, h)
 	return b
+}
+
+func (b *bench) handler(keys *idem.Store[pgx.Tx]) (http.Handler, error) {
+	if b.next != nil {
+		once, err := idemhttp.Middleware(keys, b.op, caller, &b.cfg)
+		if err != nil {
+			return nil, err
+		}
+		return once(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			b.runs.Add(1)
+			b.next(w, r)
+		})), nil
+	}
+	return idemhttp.Handle(keys, b.op, caller, func(ctx context.Context, tx pgx.Tx, r *http.Request) (idemhttp.Response, error) {
+		b.runs.Add(1)
+		return b.fn(ctx, tx, r)
+	}, &b.cfg)
 }
 
 func serve(t *testing.T, h http.Handler) (url string, client *http.Client) {

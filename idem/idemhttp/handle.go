@@ -4,37 +4,10 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"log/slog"
 	"net/http"
-	"time"
 
 	"github.com/pgonce/pgonce/idem"
 )
-
-const (
-	defaultMaxBody = 1 << 20
-	defaultMaxWait = 5 * time.Second
-)
-
-// Config tunes a [Handle]. A nil *Config is ready to use.
-type Config struct {
-	// MaxBody is how many bytes the body of a request may have; a larger one gets 413. The body
-	// is kept in memory. Defaults to 1 MiB.
-	MaxBody int64
-
-	// MaxWait is how long a request waits for a free connection of the pool, beside the
-	// [idem.Op.Wait] that it may wait for another request with its key. After that it gets 503, and nothing
-	// was done. Defaults to 5 seconds.
-	MaxWait time.Duration
-
-	// Challenge is the WWW-Authenticate header of a 401 (RFC 9110 wants one), such as "Bearer".
-	// Defaults to none.
-	Challenge string
-
-	// Logger gets a line for each request that is answered with 500 or 503, since the client is
-	// not told why. Defaults to slog.Default(): these errors have no other way out.
-	Logger *slog.Logger
-}
 
 // Func answers a request inside a transaction. It must not end the transaction, and may be called
 // again after a run that was rolled back, as with [idem.Do]. Its ctx, which is r's too, lives on when
@@ -57,6 +30,8 @@ type Func[TX any] func(ctx context.Context, tx TX, r *http.Request) (Response, e
 //   - Any other 4xx, 5xx: rolled back, nothing is stored, it is sent as it is.
 //   - An error: rolled back, nothing is stored, 500. A panic goes on to the server.
 //
+// [Config.Fate] can decide otherwise about a response.
+//
 // What Handle answers by itself is problem+json (RFC 9457) with one of the types that are named
 // Problem. POST, PUT, PATCH and DELETE need a key. Every other method gets 405, with a key or without: the
 // header is for requests that have an effect, and fn is for nothing else.
@@ -65,26 +40,20 @@ type Func[TX any] func(ctx context.Context, tx TX, r *http.Request) (Response, e
 // response of the first request is lost, and its effect is not: a repeat gets the response.
 // How long a body may trickle in is the server's ReadTimeout; no connection of the pool is held for it.
 //
-// Errors: a nil argument, an operation that cannot be used, a negative limit.
+// Errors: a nil argument, an operation that cannot be used, a Config that cannot be.
 //
 // Cost: that of [idem.Do]. A request that is refused (400, 401, 403, 405, 413) costs no round trip.
 func Handle[TX any](keys *idem.Store[TX], op idem.Op, scope func(*http.Request) (string, error), fn Func[TX], cfg *Config) (http.Handler, error) {
-	h := &handler[TX]{keys: keys, op: op, scope: scope, fn: fn}
-	if cfg != nil {
-		h.cfg = *cfg
+	h, err := newHandler("handle", keys, op, scope, cfg)
+	switch {
+	case err != nil:
+		return nil, err
+	case fn == nil:
+		return nil, errors.New("idemhttp: handle: nil function")
+	case h.cfg.KeyOptional:
+		return nil, errors.New("idemhttp: handle: KeyOptional is for Middleware: without a key, there is no transaction for the function")
 	}
-	if h.cfg.MaxBody == 0 {
-		h.cfg.MaxBody = defaultMaxBody
-	}
-	if h.cfg.MaxWait == 0 {
-		h.cfg.MaxWait = defaultMaxWait
-	}
-	if h.cfg.Logger == nil {
-		h.cfg.Logger = slog.Default()
-	}
-	if err := h.check(); err != nil {
-		return nil, fmt.Errorf("idemhttp: handle: %w", err)
-	}
+	h.fn = fn
 	return h, nil
 }
 
@@ -96,54 +65,66 @@ type handler[TX any] struct {
 	cfg   Config
 }
 
-func (h *handler[TX]) check() error {
+// newHandler makes what [Handle] and [Middleware] have in common.
+func newHandler[TX any](verb string, keys *idem.Store[TX], op idem.Op, scope func(*http.Request) (string, error), cfg *Config) (*handler[TX], error) {
+	h := &handler[TX]{keys: keys, op: op, scope: scope}
+	err := op.Validate()
 	switch {
-	case h.keys == nil:
-		return errors.New("nil store: pass the *idem.Store of idem.New")
-	case h.scope == nil:
-		return errors.New("nil scope: pass a function that says who is asking")
-	case h.fn == nil:
-		return errors.New("nil function")
-	case h.cfg.MaxBody < 0 || h.cfg.MaxWait < 0:
-		return errors.New("negative limit: leave it 0 for the default")
+	case keys == nil:
+		err = errors.New("nil store: pass the *idem.Store of idem.New")
+	case scope == nil:
+		err = errors.New("nil scope: pass a function that says who is asking")
+	case err == nil:
+		h.cfg, err = cfg.resolved()
 	}
-	return h.op.Validate()
+	if err != nil {
+		return nil, fmt.Errorf("idemhttp: %s: %w", verb, err)
+	}
+	return h, nil
 }
 
 // ServeHTTP sends nothing before everything is decided.
 func (h *handler[TX]) ServeHTTP(w http.ResponseWriter, r *http.Request) {
-	q, err := h.admit(w, r)
 	var (
-		resp     Response
-		replayed bool
+		q   *request
+		err error = newProblem(http.StatusMethodNotAllowed, ProblemMethod,
+			"This resource is for requests that have an effect.").with("Allow", "DELETE, PATCH, POST, PUT")
 	)
+	switch r.Method {
+	case http.MethodPost, http.MethodPut, http.MethodPatch, http.MethodDelete:
+		q, err = h.admit(w, r)
+	}
+	resp, replayed, _ := h.answer(q, r, err)
+	resp.write(w, replayed)
+}
+
+// answer executes what was let in, and says what goes to the client: a response that is decided, a replay
+// of one, or a problem.
+func (h *handler[TX]) answer(q *request, r *http.Request, err error) (resp Response, replayed, problem bool) {
 	if err == nil {
 		resp, replayed, err = h.do(q)
 	}
-	if err != nil {
-		p := problemOf(err)
-		if p.Status >= http.StatusInternalServerError {
-			h.cfg.Logger.ErrorContext(r.Context(), "idemhttp: request failed", "op", h.op.Name, "status", p.Status, "err", err)
-		}
-		resp = p.response()
+	if err == nil {
+		return resp, replayed, false
 	}
-	resp.write(w, replayed)
+	p := problemOf(err)
+	if p.Status >= http.StatusInternalServerError {
+		h.cfg.Logger.ErrorContext(r.Context(), "idemhttp: request failed", "op", h.op.Name, "status", p.Status, "err", err)
+	}
+	return p.response(), false, true
 }
 
 // admit decides whether a request is one that may be executed or answered from a record.
 func (h *handler[TX]) admit(w http.ResponseWriter, r *http.Request) (*request, error) {
-	switch r.Method {
-	case http.MethodPost, http.MethodPut, http.MethodPatch, http.MethodDelete:
-	default:
-		return nil, newProblem(http.StatusMethodNotAllowed, ProblemMethod,
-			"This resource is for requests that have an effect.").with("Allow", "DELETE, PATCH, POST, PUT")
-	}
 	in := newBody(w, r, h.cfg.MaxBody)
 	asking := r.WithContext(r.Context())
 	asking.Body = in
 	scope, err := h.scope(asking)
 	if err != nil {
 		return nil, h.refused(err)
+	}
+	if h.cfg.KeyOptional && len(r.Header.Values(keyHeader)) == 0 {
+		return &request{http: in.again(r), keyless: true}, nil
 	}
 	id, err := keyOf(r.Header)
 	if err != nil {
@@ -153,7 +134,7 @@ func (h *handler[TX]) admit(w http.ResponseWriter, r *http.Request) (*request, e
 	if err != nil {
 		return nil, h.unreadable(err)
 	}
-	return &request{http: r, key: h.op.Key(scope, id), body: data}, nil
+	return &request{http: r, key: h.op.Key(scope, id), body: data, canonical: h.cfg.CanonicalJSON}, nil
 }
 
 // refused is the answer to an error of scope.
@@ -219,30 +200,44 @@ func (h *handler[TX]) run(ctx context.Context, tx TX, q *request) (Response, err
 	}()
 	resp, err := h.fn(ctx, tx, r)
 	if err != nil {
-		return beside(resp, err)
+		return h.beside(resp, err)
 	}
-	resp, err = resp.checked()
-	if err == nil && !succeeds(resp.Status) {
+	resp, err = h.cfg.checked(resp)
+	if err != nil {
+		return Response{}, &functionError{err}
+	}
+	fate, err := h.cfg.fateOf(resp.Status, false)
+	if err == nil && fate == Forget {
 		return Response{}, &unstored{resp}
 	}
 	if err == nil {
-		resp, err = resp.storable()
+		err = h.cfg.storable(resp)
 	}
-	if err != nil {
+	switch {
+	case err != nil:
 		return Response{}, &functionError{err}
+	case fate == Refuse:
+		return resp, &functionError{idem.Final(fmt.Errorf("answered %d", resp.Status))}
 	}
 	return resp, nil
 }
 
 // beside is what goes with an error of the function. It is stored and sent if the error is
 // [idem.Final], which only [idem.Do] knows, and is lost otherwise.
-func beside(resp Response, err error) (Response, error) {
+func (h *handler[TX]) beside(resp Response, err error) (Response, error) {
 	if resp.Status == 0 {
 		return refusal().response(), &functionError{err}
 	}
-	resp, fault := resp.storable()
-	if fault == nil && !refuses(resp.Status) {
+	resp, fault := h.cfg.checked(resp)
+	fate := Refuse
+	if fault == nil {
+		fate, fault = h.cfg.fateOf(resp.Status, true)
+	}
+	if fault == nil && fate != Refuse {
 		fault = fmt.Errorf("response of status %d cannot be final", resp.Status)
+	}
+	if fault == nil {
+		fault = h.cfg.storable(resp)
 	}
 	if fault != nil {
 		return Response{}, &misfitError{err, fault}

@@ -8,7 +8,7 @@ import (
 	"github.com/pgonce/pgonce/idem"
 )
 
-// The types of the problems (RFC 9457) that [Handle] answers with by itself. They are stable:
+// The types of the problems (RFC 9457) that [Handle] and [Middleware] answer with by themselves. They are stable:
 // clients may decide by them. Each leads to its own documentation here.
 const (
 	// ProblemMissingKey: 400, there is no Idempotency-Key header.
@@ -18,7 +18,8 @@ const (
 	// in quotes or bare.
 	ProblemInvalidKey = types + "ProblemInvalidKey"
 
-	// ProblemUnreadableBody: 400, the body broke off or is not what its framing says.
+	// ProblemUnreadableBody: 400, the body broke off or is not what its framing says; or, with
+	// [Config.CanonicalJSON], it is no JSON that every reader understands alike.
 	ProblemUnreadableBody = types + "ProblemUnreadableBody"
 
 	// ProblemUnauthenticated: 401, scope said [ErrUnauthenticated].
@@ -127,6 +128,9 @@ func problemOf(err error) *problem {
 	case errors.Is(err, idem.ErrExpired):
 		return newProblem(http.StatusGone, ProblemExpired,
 			"The request with this Idempotency-Key was executed and its response is no longer kept. It was not executed again.")
+	case isBadBody(err):
+		return newProblem(http.StatusBadRequest, ProblemUnreadableBody, "The body has to be one JSON document that every reader understands alike: "+
+			"valid UTF-8, no member twice, no number that a double cannot carry.")
 	case errors.Is(err, idem.ErrMismatch):
 		return newProblem(http.StatusUnprocessableEntity, ProblemMismatch,
 			"This Idempotency-Key was used for a request with another method, target or body.")
@@ -137,6 +141,12 @@ func problemOf(err error) *problem {
 		return unavailable()
 	}
 	return failure()
+}
+
+// isBadBody reports a body without a fingerprint. Only [Config.CanonicalJSON] makes such.
+func isBadBody(err error) bool {
+	k, ok := errors.AsType[*idem.KeyError](err)
+	return ok && k.Part == "fingerprint"
 }
 
 func failure() *problem {

@@ -88,6 +88,14 @@ func TestProblemTypesLeadToTheirConstants(t *testing.T) {
 
 func TestResponsesThatCannotBe(t *testing.T) {
 	t.Parallel()
+	cfg, err := (*Config)(nil).resolved()
+	if err != nil {
+		t.Fatal(err)
+	}
+	storable := func(r Response) (Response, error) {
+		r, err := cfg.checked(r)
+		return r, errors.Join(err, cfg.storable(r))
+	}
 	for want, r := range map[string]Response{
 		"status 103":   {Status: 103},
 		"status 600":   {Status: 600},
@@ -98,13 +106,14 @@ func TestResponsesThatCannotBe(t *testing.T) {
 		"Location has": {Header: http.Header{"Location": {"\xff"}}},
 		"Set-Cookie,":  {Header: http.Header{"set-cookie": {"a=b"}}},
 		"X-Request-Id": {Header: http.Header{"X-Request-Id": {"1"}}},
+		"1048576 byt":  {Body: make([]byte, 1<<20+1)},
 		"header Date":  {Header: http.Header{"Date": {"1"}}},
 	} {
-		if _, err := r.storable(); err == nil || !strings.Contains(err.Error(), want) {
+		if _, err := storable(r); err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("%+v: got %v, want %q", r, err, want)
 		}
 	}
-	r, err := Response{Header: http.Header{"etag": {`"1"`}}, Body: []byte("<script>")}.storable()
+	r, err := storable(Response{Header: http.Header{"etag": {`"1"`}}, Body: []byte("<script>")})
 	if err != nil || r.Status != 200 || r.Header.Get("ETag") != `"1"` || r.Header.Get("Content-Type") != "application/octet-stream" {
 		t.Errorf("got %+v, %v", r, err)
 	}

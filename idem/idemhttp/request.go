@@ -3,7 +3,9 @@ package idemhttp
 import (
 	"bytes"
 	"context"
+	"encoding/base64"
 	"encoding/binary"
+	"encoding/json"
 	"errors"
 	"io"
 	"net/http"
@@ -50,14 +52,30 @@ func (b *body) rest(r *http.Request, most int64) ([]byte, error) {
 	return b.bytes.Bytes(), nil
 }
 
+// again is r with the whole body, what was read of it included.
+func (b *body) again(r *http.Request) *http.Request {
+	from := r.Body
+	if from == nil {
+		from = http.NoBody
+	}
+	r = r.WithContext(r.Context())
+	r.Body = struct {
+		io.Reader
+		io.Closer
+	}{io.MultiReader(bytes.NewReader(b.bytes.Bytes()), b.from), from}
+	return r
+}
+
 // errBodyGone would otherwise make all bodies the same request.
 var errBodyGone = errors.New("a middleware has read the body and not put it back")
 
 // request is a request that has been let in.
 type request struct {
-	http *http.Request
-	key  idem.Key
-	body []byte
+	http      *http.Request
+	key       idem.Key
+	body      []byte
+	keyless   bool // let in without a key, to be passed on
+	canonical bool // the body is compared by what it says as JSON
 }
 
 // fresh is the request for one run of the function. A run before it has left no trace, and
@@ -83,6 +101,24 @@ func (q *request) fingerprint() idem.Fingerprint {
 		buf = binary.BigEndian.AppendUint64(buf, uint64(len(p)))
 		buf = append(buf, p...)
 	}
+	if q.canonical {
+		return jsonFingerprint(buf, q.body)
+	}
 	buf = binary.BigEndian.AppendUint64(buf, uint64(len(q.body)))
 	return idem.Bytes(append(buf, q.body...))
+}
+
+// jsonFingerprint is that of an array of the other parts, as a string, and the body, if there is one. A body
+// that is more or less than one JSON value would make another array, so it is refused here: it goes
+// alone to idem.JSON, which says what is wrong with it.
+func jsonFingerprint(parts, body []byte) idem.Fingerprint {
+	if len(body) > 0 && !json.Valid(body) {
+		return idem.JSON(body)
+	}
+	doc := append([]byte(`["`), base64.StdEncoding.EncodeToString(parts)...)
+	doc = append(doc, '"')
+	if len(body) > 0 {
+		doc = append(append(doc, ','), body...)
+	}
+	return idem.JSON(append(doc, ']'))
 }

@@ -17,9 +17,10 @@ type Response struct {
 	// Status is from 200 to 599; 0 stands for 200.
 	Status int `json:"status"`
 
-	// Header may have, in a response that is stored: Content-Disposition, Content-Encoding,
-	// Content-Language, Content-Location, Content-Type, ETag, Last-Modified and Location. What
-	// speaks about one connection or to one caller (Set-Cookie) is not for those who ask again.
+	// Header may have, in a response that is stored: Cache-Control, Content-Disposition, Content-Encoding,
+	// Content-Language, Content-Location, Content-Type, ETag, Last-Modified, Location, Vary,
+	// X-Content-Type-Options, and those of [Config.Headers]. What speaks about one connection or to one
+	// caller (Set-Cookie) is not for those who ask again.
 	Header http.Header `json:"header,omitempty"`
 
 	// Body has the type that Header says, or else application/octet-stream: it is not sniffed.
@@ -33,30 +34,6 @@ func JSON(status int, v any) (Response, error) {
 		return Response{}, fmt.Errorf("idemhttp: encode response %T: %w", v, err)
 	}
 	return Response{Status: status, Header: http.Header{"Content-Type": {"application/json"}}, Body: body}, nil
-}
-
-// replayable says whether a header of a stored response is one that every repeat may get.
-func replayable(name string) bool {
-	switch name {
-	case "Content-Disposition", "Content-Encoding", "Content-Language", "Content-Location", "Content-Type",
-		"Etag", "Last-Modified", "Location":
-		return true
-	}
-	return false
-}
-
-// succeeds says whether a response is committed and stored.
-func succeeds(status int) bool { return status >= 200 && status < 400 }
-
-// refuses says whether a response may be declared final: it tells the client that its request is wrong, and
-// not that it should be made by somebody else or at another time.
-func refuses(status int) bool {
-	switch status {
-	case http.StatusUnauthorized, http.StatusForbidden, http.StatusRequestTimeout, http.StatusConflict,
-		http.StatusTooEarly, http.StatusTooManyRequests:
-		return false
-	}
-	return status >= 400 && status < 500
 }
 
 // checked is the response as it is stored and sent, or says why it cannot be.
@@ -87,20 +64,6 @@ func (r Response) checked() (Response, error) {
 	return r, nil
 }
 
-// storable is checked, for a response that others will get.
-func (r Response) storable() (Response, error) {
-	r, err := r.checked()
-	if err != nil {
-		return r, err
-	}
-	for name := range r.Header {
-		if !replayable(name) {
-			return r, fmt.Errorf("response has the header %s, which would not be the same for a repeat: set it in a middleware around the handler", name)
-		}
-	}
-	return r, nil
-}
-
 func bodiless(status int) bool {
 	return status == http.StatusNoContent || status == http.StatusNotModified
 }
@@ -122,7 +85,9 @@ var errNotResponse = errors.New("record does not hold an HTTP response: is the o
 func (r Response) write(w http.ResponseWriter, replayed bool) {
 	h := w.Header()
 	for name, values := range r.Header {
-		h[name] = values
+		if !replayed || !personal(name) { // whatever a record says
+			h[name] = values
+		}
 	}
 	for _, name := range []string{replayedHeader, "Content-Length", "Connection", "Transfer-Encoding", "Trailer", "Upgrade"} {
 		h.Del(name) // ours, and the server's
