@@ -97,17 +97,18 @@ func TestResponsesThatCannotBe(t *testing.T) {
 		return r, errors.Join(err, cfg.storable(r))
 	}
 	for want, r := range map[string]Response{
-		"status 103":   {Status: 103},
-		"status 600":   {Status: 600},
-		"status -1":    {Status: -1},
-		"204 has a":    {Status: 204, Body: []byte("x")},
-		"304 has a":    {Status: 304, Body: []byte("x")},
-		"header Etag":  {Header: http.Header{"etag": {"a\r\nSet-Cookie: b=c"}}},
-		"Location has": {Header: http.Header{"Location": {"\xff"}}},
-		"Set-Cookie,":  {Header: http.Header{"set-cookie": {"a=b"}}},
-		"X-Request-Id": {Header: http.Header{"X-Request-Id": {"1"}}},
-		"1048576 byt":  {Body: make([]byte, 1<<20+1)},
-		"header Date":  {Header: http.Header{"Date": {"1"}}},
+		"status 103":    {Status: 103},
+		"status 600":    {Status: 600},
+		"status -1":     {Status: -1},
+		"204 has a":     {Status: 204, Body: []byte("x")},
+		"304 has a":     {Status: 304, Body: []byte("x")},
+		"header Etag":   {Header: http.Header{"etag": {"a\r\nSet-Cookie: b=c"}}},
+		"Location has":  {Header: http.Header{"Location": {"\xff"}}},
+		"Set-Cookie,":   {Header: http.Header{"set-cookie": {"a=b"}}},
+		"X-Request-Id":  {Header: http.Header{"X-Request-Id": {"1"}}},
+		"1048576 byt":   {Body: make([]byte, 1<<20+1)},
+		"which is none": {Header: http.Header{"X\r\nSet-Cookie: a": {"1"}}},
+		"header Date":   {Header: http.Header{"Date": {"1"}}},
 	} {
 		if _, err := storable(r); err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("%+v: got %v, want %q", r, err, want)

@@ -49,6 +49,9 @@ func (r Response) checked() (Response, error) {
 	}
 	header := make(http.Header, len(r.Header)+1)
 	for name, values := range r.Header {
+		if !isToken(name) {
+			return r, fmt.Errorf("response has a header with the name %.40q, which is none", name)
+		}
 		name = http.CanonicalHeaderKey(name)
 		for _, v := range values {
 			if !printable(v) {
