@@ -168,6 +168,8 @@ func idemSuites[TX any]() suites[TX] {
 		"idem/InnerLostRace":        idemInnerLostRace[TX],
 		"idem/ServerGone":           idemServerGone[TX],
 		"idem/UserConstraint":       idemUserConstraint[TX],
+		"idem/HTTPHandle":           httpHandle[TX],
+		"idem/HTTPMiddleware":       httpMiddleware[TX],
 	}
 }
 
