@@ -154,6 +154,11 @@ func (f *firstByte) WriteHeader(status int) {
 	f.ResponseWriter.WriteHeader(status)
 }
 
+func (f *firstByte) Flush() {
+	f.then()
+	f.ResponseWriter.(http.Flusher).Flush()
+}
+
 func (f *firstByte) Write(p []byte) (int, error) {
 	f.then()
 	return f.ResponseWriter.Write(p)
