@@ -57,9 +57,19 @@ func (atOnce) NextRetry(*rivertype.JobRow) time.Time { return time.Now() }
 // work runs the queue until every job is done with.
 func (l *line) work() {
 	l.t.Helper()
+	l.start()
+	l.finish()
+}
+
+func (l *line) start() {
+	l.t.Helper()
 	if err := l.client.Start(l.t.Context()); err != nil {
 		l.t.Fatal(err)
 	}
+}
+
+func (l *line) finish() {
+	l.t.Helper()
 	pgtest.Eventually(l.t, "the jobs", func() bool {
 		return l.db.Int(l.t, `SELECT count(*) FROM river_job WHERE finalized_at IS NULL`) == 0
 	})
@@ -166,15 +176,14 @@ func TestRiverDeliversTwiceAtOnce(t *testing.T) {
 		return AddCredit(ctx, tx, m)
 	}
 	l.insert("m1", hundred)
-	go func() {
-		<-inside
-		pgtest.Eventually(t, "the other is put off", func() bool {
-			return l.db.Int(t, `SELECT count(*) FROM river_job WHERE metadata ? 'snoozes'`) > 0
-		})
-		close(release)
-	}()
 	l.insert("m1", hundred)
-	l.work()
+	l.start()
+	<-inside
+	pgtest.Eventually(t, "the other is put off", func() bool {
+		return l.db.Int(t, `SELECT count(*) FROM river_job WHERE metadata ? 'snoozes'`) > 0
+	})
+	close(release)
+	l.finish()
 	l.has(100, 0, 0)
 	l.jobs("completed", 2)
 }

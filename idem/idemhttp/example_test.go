@@ -3,6 +3,7 @@
 package idemhttp_test
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -103,6 +104,77 @@ func ExampleHandle() {
 	// 422 ProblemMismatch, replayed: false
 	// 422 ProblemRefused, replayed: false
 	// 400 ProblemMissingKey, replayed: false
+}
+
+// post sends a request as a client does, and says what came back.
+func post(url, key, body string) (string, error) {
+	req, err := http.NewRequest(http.MethodPost, url, strings.NewReader(body))
+	if err != nil {
+		return "", err
+	}
+	req.Header.Set("Authorization", "Bearer secret-of-m7")
+	req.Header.Set("Idempotency-Key", key)
+	resp, err := http.DefaultClient.Do(req)
+	if err != nil {
+		return "", err
+	}
+	defer func() { _ = resp.Body.Close() }()
+	answer, err := io.ReadAll(resp.Body)
+	return fmt.Sprintf("%d %s, replayed: %t", resp.StatusCode, bytes.TrimSpace(answer), resp.Header.Get("Idempotent-Replayed") == "true"), err
+}
+
+func ExampleMiddleware() {
+	const table = `CREATE TABLE refund (id bigint GENERATED ALWAYS AS IDENTITY, cents bigint NOT NULL)`
+	handler := func(w http.ResponseWriter, r *http.Request) {
+		var in struct {
+			Cents int64 `json:"cents"`
+		}
+		if err := json.NewDecoder(r.Body).Decode(&in); err != nil || in.Cents > 10_000 {
+			idemhttp.Final(w) // rolled back, and the answer for good
+			http.Error(w, "more than was paid", http.StatusUnprocessableEntity)
+			return
+		}
+		var id int64
+		tx, err := idemhttp.Tx[pgx.Tx](r.Context())
+		if err == nil {
+			err = tx.QueryRow(r.Context(), `INSERT INTO refund (cents) VALUES ($1) RETURNING id`, in.Cents).Scan(&id)
+		}
+		if err != nil {
+			http.Error(w, "not now", http.StatusInternalServerError) // rolled back, and forgotten
+			return
+		}
+		w.WriteHeader(http.StatusCreated) // nothing leaves before the commit
+		_, _ = fmt.Fprintf(w, "refund %d", id)
+	}
+	pgtest.Example(table, func(_ context.Context, pool *pgxpool.Pool) error {
+		keys, err := idem.New(pgxdriver.New(pool), nil)
+		if err != nil {
+			return err
+		}
+		once, err := idemhttp.Middleware(keys, CreateRefund, merchantOf, nil)
+		if err != nil {
+			return err
+		}
+		mux := http.NewServeMux()
+		mux.Handle("POST /refunds", once(http.HandlerFunc(handler)))
+		server := httptest.NewServer(mux)
+		defer server.Close()
+		for _, request := range []struct{ key, body string }{
+			{`"a3f1"`, `{"cents": 1250}`}, {`"a3f1"`, `{"cents": 1250}`}, {`"b702"`, `{"cents": 99999}`}, {`"b702"`, `{"cents": 99999}`},
+		} {
+			answer, err := post(server.URL+"/refunds", request.key, request.body)
+			if err != nil {
+				return err
+			}
+			fmt.Println(answer)
+		}
+		return nil
+	})
+	// Output:
+	// 201 refund 1, replayed: false
+	// 201 refund 1, replayed: true
+	// 422 more than was paid, replayed: false
+	// 422 more than was paid, replayed: true
 }
 
 func ExampleJSON() {

@@ -338,3 +338,47 @@ func TestHandlersTransactionIsLost(t *testing.T) {
 	b.want(b.send("POST", "/failed", "r2", "{}"), 500, idemhttp.ProblemFailed)
 	b.has(0, 0, 2)
 }
+
+// A time-out of net/http's around the middleware answers early, and the effect has its record all the same. One inside
+// of it rolls back, and what its handler still writes is too late.
+func TestTimeoutHandlers(t *testing.T) {
+	t.Parallel()
+	for name, place := range map[string]struct {
+		outside bool
+		effects int64
+	}{"outside": {true, 1}, "inside": {false, 0}} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			b := newBench(t)
+			release, late := make(chan struct{}), make(chan error, 1)
+			slow := http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+				tx, err := idemhttp.Tx[pgx.Tx](r.Context())
+				<-release
+				if err == nil {
+					_, err = tx.Exec(context.WithoutCancel(r.Context()), `INSERT INTO effect VALUES ('late')`)
+				}
+				late <- err
+				b.created(w, r)
+			})
+			b.next = slow
+			limit := func(next http.Handler) http.Handler { return http.TimeoutHandler(next, 20*time.Millisecond, "slow") }
+			if place.outside {
+				b.wrap = limit
+			} else {
+				b.next = limit(slow).ServeHTTP
+			}
+			b.start()
+			if r := b.post("r1", "{}"); r.status != 503 || r.body != "slow" || r.replayed() {
+				t.Errorf("got %+v", r)
+			}
+			close(release)
+			if err := received(t, "the handler's write", late); (err == nil) != place.outside {
+				t.Errorf("got %v", err)
+			}
+			pgtest.Eventually(t, "the record", func() bool {
+				return b.db.Int(t, `SELECT count(*) FROM pgonce.idem_record`) == place.effects
+			})
+			b.has(place.effects, place.effects, 1)
+		})
+	}
+}
