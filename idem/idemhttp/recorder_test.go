@@ -329,6 +329,10 @@ func TestHandlersTransactionIsLost(t *testing.T) {
 			if tx, err := idemhttp.Tx[pgx.Tx](r.Context()); err == nil {
 				_, _ = tx.Exec(r.Context(), `SELECT 1/0`)
 			}
+		case "/commits":
+			if tx, err := idemhttp.Tx[pgx.Tx](r.Context()); err == nil {
+				_, _ = tx.Exec(r.Context(), `COMMIT`)
+			}
 		}
 		w.WriteHeader(http.StatusCreated)
 	})
@@ -337,6 +341,14 @@ func TestHandlersTransactionIsLost(t *testing.T) {
 	b.want(b.send("POST", "/slow", "r1", "{}"), 503, idemhttp.ProblemUnavailable)
 	b.want(b.send("POST", "/failed", "r2", "{}"), 500, idemhttp.ProblemFailed)
 	b.has(0, 0, 2)
+	for range 2 { // nobody can take it back, and nobody repeats it
+		r := b.send("POST", "/commits", "r3", "{}")
+		b.want(r, 503, idemhttp.ProblemUnknownOutcome)
+		if r.header.Get("Retry-After") == "" {
+			t.Errorf("got %v", r.header)
+		}
+	}
+	b.has(1, 1, 3)
 }
 
 // A time-out of net/http's around the middleware answers early, and the effect has its record all the same. One inside
