@@ -76,6 +76,9 @@ func TestPollerAcknowledgesAfterTheCommit(t *testing.T) {
 	once := in.Handle
 	in.Handle = func(ctx context.Context, m Message) error {
 		in.has(0, 1, 0)
+		if worked, err := in.Next(ctx); worked || err != nil {
+			t.Errorf("another poller, meanwhile: %t, %v", worked, err)
+		}
 		err := once(ctx, m)
 		in.has(100, 1, 0)
 		return err
