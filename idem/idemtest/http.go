@@ -48,7 +48,7 @@ type HTTPConfig struct {
 }
 
 // HTTP holds a handler, whoever made it, to what the clients of draft-ietf-httpapi-idempotency-key-header-07 rely on. It
-// serves it on a loopback socket, and fails t where
+// serves it on a loopback socket, and fails tb where
 //
 //   - a repeat is executed again, or does not get the first response: status, headers and body, and
 //     "Idempotent-Replayed: true", which the first response does not have, whatever the request claims;
@@ -66,12 +66,12 @@ type HTTPConfig struct {
 // the effects that there are now; nobody else may make any meanwhile. Both are called on goroutines of HTTP's.
 //
 // Keys are random, so a service that is kept can be asked again. It makes some ten effects.
-func HTTP(t testing.TB, h http.Handler, request func(n int) *http.Request, effects func(ctx context.Context) (int64, error), cfg *HTTPConfig) {
-	t.Helper()
+func HTTP(tb testing.TB, h http.Handler, request func(n int) *http.Request, effects func(ctx context.Context) (int64, error), cfg *HTTPConfig) {
+	tb.Helper()
 	if h == nil {
-		t.Fatal("idemtest: http: nil handler")
+		tb.Fatal("idemtest: http: nil handler")
 	}
-	s := &httpSuite{t: t, request: request, effects: effects, leaves: &atomic.Pointer[context.CancelFunc]{}}
+	s := &httpSuite{tb: tb, request: request, effects: effects, leaves: &atomic.Pointer[context.CancelFunc]{}}
 	srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if leave := s.leaves.Swap(nil); leave != nil {
 			(*leave)()
@@ -83,18 +83,18 @@ func HTTP(t testing.TB, h http.Handler, request func(n int) *http.Request, effec
 }
 
 // HTTPAt is [HTTP] for a service that is running somewhere, at a base URL such as "http://localhost:8080".
-func HTTPAt(t testing.TB, baseURL string, request func(n int) *http.Request, effects func(ctx context.Context) (int64, error), cfg *HTTPConfig) {
-	t.Helper()
-	s := &httpSuite{t: t, request: request, effects: effects}
+func HTTPAt(tb testing.TB, baseURL string, request func(n int) *http.Request, effects func(ctx context.Context) (int64, error), cfg *HTTPConfig) {
+	tb.Helper()
+	s := &httpSuite{tb: tb, request: request, effects: effects}
 	s.all(baseURL, cfg)
 }
 
 // all runs all checks.
 func (s *httpSuite) all(baseURL string, cfg *HTTPConfig) {
-	s.t.Helper()
+	s.tb.Helper()
 	var err error
 	if s.base, err = url.Parse(baseURL); err != nil || s.base.Host == "" || s.request == nil || s.effects == nil {
-		s.t.Fatalf("idemtest: http: base URL %q has no host, or request or effects is nil (%v)", baseURL, err)
+		s.tb.Fatalf("idemtest: http: base URL %q has no host, or request or effects is nil (%v)", baseURL, err)
 	}
 	s.run = rand.Text()
 	if cfg != nil {
@@ -119,13 +119,13 @@ func (s *httpSuite) all(baseURL string, cfg *HTTPConfig) {
 		{"client goes away", s.goneClient},
 	} {
 		if err := s.check(check.run); err != nil {
-			s.t.Errorf("idemtest: http: %s: %v", check.name, err)
+			s.tb.Errorf("idemtest: http: %s: %v", check.name, err)
 		}
 	}
 }
 
 type httpSuite struct {
-	t       testing.TB
+	tb      testing.TB
 	base    *url.URL
 	request func(n int) *http.Request
 	effects func(ctx context.Context) (int64, error)
@@ -136,7 +136,7 @@ type httpSuite struct {
 }
 
 func (s *httpSuite) check(run func(context.Context) error) error {
-	ctx, cancel := context.WithTimeout(s.t.Context(), 10*s.cfg.Patience)
+	ctx, cancel := context.WithTimeout(s.tb.Context(), 10*s.cfg.Patience)
 	defer cancel()
 	return run(ctx)
 }
@@ -195,13 +195,13 @@ func (s *httpSuite) send(ctx context.Context, n int, keys ...string) (answer, er
 	return answer{resp.StatusCode, resp.Header, string(body)}, err
 }
 
-// first sends request n under a key for the first time, and sees that it has one effect.
-func (s *httpSuite) first(ctx context.Context, n int, key string) (answer, error) {
+// first sends request 1 under a key for the first time, and sees that it has one effect.
+func (s *httpSuite) first(ctx context.Context, key string) (answer, error) {
 	before, err := s.effects(ctx)
 	if err != nil {
 		return answer{}, err
 	}
-	a, err := s.send(ctx, n, key)
+	a, err := s.send(ctx, 1, key)
 	switch {
 	case err != nil:
 		return a, err
@@ -222,13 +222,13 @@ func (s *httpSuite) has(ctx context.Context, want int64) error {
 	return err
 }
 
-// repeat sends request n again, and sees that it gets the first answer and has no effect.
-func (s *httpSuite) repeat(ctx context.Context, n int, key string, first answer) error {
+// repeat sends request 1 again, and sees that it gets the first answer and has no effect.
+func (s *httpSuite) repeat(ctx context.Context, key string, first answer) error {
 	before, err := s.effects(ctx)
 	if err != nil {
 		return err
 	}
-	a, err := s.send(ctx, n, key)
+	a, err := s.send(ctx, 1, key)
 	if err != nil {
 		return err
 	}

@@ -218,6 +218,7 @@ func verdict(t *testing.T, faults ...string) string {
 		s.broken[f] = true
 	}
 	return judged(t, func(tb testing.TB) {
+		tb.Helper()
 		idemtest.HTTP(tb, s, request, s.count, &idemtest.HTTPConfig{Volatile: []string{"x-request-id"}})
 	})
 }
@@ -268,20 +269,34 @@ func TestHTTPFailsWhereItCannotAsk(t *testing.T) {
 		<-r.Context().Done()
 	})
 	refuses := http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusNotFound) })
-	for says, suite := range map[string]func(testing.TB){
-		"nil handler":         func(tb testing.TB) { idemtest.HTTP(tb, nil, request, s.count, nil) },
-		`base URL "x" has no`: func(tb testing.TB) { idemtest.HTTPAt(tb, "x", request, s.count, nil) },
-		"effects is nil":      func(tb testing.TB) { idemtest.HTTP(tb, s, request, nil, nil) },
-		"no table":            func(tb testing.TB) { idemtest.HTTP(tb, s, request, uncounted, nil) },
-		"connection refused":  func(tb testing.TB) { idemtest.HTTPAt(tb, "http://127.0.0.1:1", request, s.count, nil) },
-		"deadline exceeded": func(tb testing.TB) {
-			idemtest.HTTP(tb, hang, request, s.count, &idemtest.HTTPConfig{Patience: 20 * time.Millisecond})
-		},
-		"first request answered": func(tb testing.TB) { idemtest.HTTP(tb, refuses, request, s.count, nil) },
+	for says, suite := range map[string]struct {
+		h       http.Handler
+		base    string
+		effects func(context.Context) (int64, error)
+	}{
+		"nil handler":            {effects: s.count},
+		`base URL "x" has no`:    {base: "x", effects: s.count},
+		"effects is nil":         {h: s},
+		"no table":               {h: s, effects: uncounted},
+		"connection refused":     {base: "http://127.0.0.1:1", effects: s.count},
+		"deadline exceeded":      {h: hang, effects: s.count},
+		"first request answered": {h: refuses, effects: s.count},
 	} {
 		t.Run(says, func(t *testing.T) {
 			t.Parallel()
-			if said := judged(t, suite); !strings.Contains(said, says) {
+			said := judged(t, func(tb testing.TB) {
+				tb.Helper()
+				cfg := &idemtest.HTTPConfig{}
+				if says == "deadline exceeded" {
+					cfg.Patience = 20 * time.Millisecond
+				}
+				if suite.base != "" {
+					idemtest.HTTPAt(tb, suite.base, request, suite.effects, cfg)
+				} else {
+					idemtest.HTTP(tb, suite.h, request, suite.effects, cfg)
+				}
+			})
+			if !strings.Contains(said, says) {
 				t.Errorf("said %q", said)
 			}
 		})

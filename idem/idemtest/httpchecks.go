@@ -19,23 +19,23 @@ func (s *httpSuite) replay(ctx context.Context) error {
 	}
 	defer func() { s.request = plain }()
 	key := s.key()
-	a, err := s.first(ctx, 1, key)
+	a, err := s.first(ctx, key)
 	if err != nil {
 		return err
 	}
-	if err := errors.Join(s.repeat(ctx, 1, key, a), s.repeat(ctx, 1, key, a)); err != nil {
+	if err := errors.Join(s.repeat(ctx, key, a), s.repeat(ctx, key, a)); err != nil {
 		return err
 	}
-	_, err = s.first(ctx, 1, s.key())
+	_, err = s.first(ctx, s.key())
 	return err
 }
 
 // forms: the quoted key of the draft and the bare one that most clients send.
 func (s *httpSuite) forms(ctx context.Context) error {
 	key := s.key()
-	a, err := s.first(ctx, 1, `"`+key+`"`)
+	a, err := s.first(ctx, `"`+key+`"`)
 	if err == nil {
-		err = s.repeat(ctx, 1, key, a)
+		err = s.repeat(ctx, key, a)
 	}
 	return err
 }
@@ -43,7 +43,7 @@ func (s *httpSuite) forms(ctx context.Context) error {
 // mismatch: a used key is of no use for another request, and the first one is none the worse for it.
 func (s *httpSuite) mismatch(ctx context.Context) error {
 	key := s.key()
-	first, err := s.first(ctx, 1, key)
+	first, err := s.first(ctx, key)
 	if err != nil {
 		return err
 	}
@@ -55,7 +55,7 @@ func (s *httpSuite) mismatch(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	return errors.Join(other.is(http.StatusUnprocessableEntity), s.has(ctx, before), s.repeat(ctx, 1, key, first))
+	return errors.Join(other.is(http.StatusUnprocessableEntity), s.has(ctx, before), s.repeat(ctx, key, first))
 }
 
 // badKeys: no key, an empty one, two of them.
@@ -121,7 +121,7 @@ func (s *httpSuite) duplicates(ctx context.Context) error {
 		all = errors.Join(all, fmt.Errorf("%d of %d got an answer that is no replay, want 1", executed, s.cfg.Callers))
 	}
 	for _, a := range answers {
-		all = errors.Join(all, s.same(answers[0], a), s.repeat(ctx, 1, key, a))
+		all = errors.Join(all, s.same(answers[0], a), s.repeat(ctx, key, a))
 	}
 	return errors.Join(all, s.has(ctx, before+1))
 }
@@ -148,9 +148,9 @@ func (s *httpSuite) goneClient(ctx context.Context) error {
 		}
 		_, _ = s.send(leaving, 1, key) // answered or not
 		leave()
-		a, err := s.settled(ctx, 1, key)
+		a, err := s.settled(ctx, key)
 		if err == nil {
-			err = s.repeat(ctx, 1, key, a)
+			err = s.repeat(ctx, key, a)
 		}
 		if err != nil {
 			return err
@@ -160,12 +160,12 @@ func (s *httpSuite) goneClient(ctx context.Context) error {
 }
 
 // settled asks again until the request is not in flight any more.
-func (s *httpSuite) settled(ctx context.Context, n int, key string) (answer, error) {
+func (s *httpSuite) settled(ctx context.Context, key string) (answer, error) {
 	const pause = 20 * time.Millisecond
 	ctx, cancel := context.WithTimeout(ctx, s.cfg.Patience)
 	defer cancel()
 	for {
-		a, err := s.send(ctx, n, key)
+		a, err := s.send(ctx, 1, key)
 		switch {
 		case err != nil:
 			return a, err
