@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/jackc/pgx/v5"
+	"github.com/pgonce/pgonce/internal/fault"
 	"github.com/pgonce/pgonce/internal/pgtest"
 	"github.com/riverqueue/river"
 	"github.com/riverqueue/river/riverdriver/riverpgxv5"
@@ -23,6 +24,7 @@ import (
 type line struct {
 	*inbox
 	client *river.Client[pgx.Tx]
+	worker *Worker
 }
 
 func newLine(t *testing.T) *line {
@@ -38,7 +40,8 @@ func newLine(t *testing.T) *line {
 		t.Fatal(err)
 	}
 	workers := river.NewWorkers()
-	river.AddWorker(workers, &Worker{Pool: l.Pool, Keys: l.keys, Handle: func(ctx context.Context, tx pgx.Tx, m Message) error { return l.handle(ctx, tx, m) }})
+	l.worker = &Worker{Pool: l.Pool, Keys: l.keys, Handle: func(ctx context.Context, tx pgx.Tx, m Message) error { return l.handle(ctx, tx, m) }}
+	river.AddWorker(workers, l.worker)
 	l.client, err = river.NewClient(driver, &river.Config{
 		Queues: map[string]river.QueueConfig{river.QueueDefault: {MaxWorkers: 4}}, Workers: workers, Logger: quiet, MaxAttempts: 3,
 		FetchPollInterval: 50 * time.Millisecond, FetchCooldown: 10 * time.Millisecond, TestOnly: true, RetryPolicy: atOnce{},
@@ -132,6 +135,33 @@ func TestRiverCommitsOnce(t *testing.T) {
 	l.jobs("completed", 1)
 	if n := l.db.Int(t, `SELECT attempt::bigint FROM river_job`); n != 3 {
 		t.Errorf("%d attempts, want 3: the first two had to be undone at the acknowledgement", n)
+	}
+}
+
+// The worker's connection is cut at COMMIT: it does not know what became of it, and need not.
+func TestRiverLosesTheAnswerToCommit(t *testing.T) {
+	t.Parallel()
+	for kind, runs := range map[fault.Kind]int64{fault.CutBeforeCommit: 2, fault.CutAfterCommit: 1} {
+		t.Run(kind.String(), func(t *testing.T) {
+			t.Parallel()
+			l := newLine(t)
+			proxy := fault.New(t, l.db.URL)
+			l.worker.Pool = l.db.Via(proxy.URL()).Pool(t)
+			var ran atomic.Int64
+			l.handle = func(ctx context.Context, tx pgx.Tx, m Message) error {
+				if ran.Add(1) == 1 {
+					proxy.Arm(int64(tx.Conn().PgConn().PID()), kind)
+				}
+				return AddCredit(ctx, tx, m)
+			}
+			l.insert("m1", hundred)
+			l.work()
+			l.has(100, 0, 0)
+			l.jobs("completed", 1)
+			if ran.Load() != runs {
+				t.Errorf("%d runs, want %d", ran.Load(), runs)
+			}
+		})
 	}
 }
 
