@@ -147,21 +147,21 @@ func (s *httpSuite) key() string {
 	return fmt.Sprintf("%s-%d", s.run, s.keys)
 }
 
-// answer is a response that has been read.
-type answer struct {
+// httpAnswer is a response that has been read.
+type httpAnswer struct {
 	status int
 	header http.Header
 	body   string
 }
 
-func (a answer) String() string { return fmt.Sprintf("%d %.200q", a.status, a.body) }
+func (a httpAnswer) String() string { return fmt.Sprintf("%d %.200q", a.status, a.body) }
 
-func (a answer) succeeded() bool { return a.status >= 200 && a.status < 300 }
+func (a httpAnswer) succeeded() bool { return a.status >= 200 && a.status < 300 }
 
-func (a answer) replayed() bool { return a.header.Get(replayedHeader) == "true" }
+func (a httpAnswer) replayed() bool { return a.header.Get(replayedHeader) == "true" }
 
 // is says why an answer is not the problem that it should be.
-func (a answer) is(status int) error {
+func (a httpAnswer) is(status int) error {
 	var p struct{ Status int }
 	typ, _, _ := strings.Cut(a.header.Get("Content-Type"), ";")
 	switch {
@@ -178,7 +178,7 @@ func (a answer) is(status int) error {
 }
 
 // send sends request n with these values of the key's header.
-func (s *httpSuite) send(ctx context.Context, n int, keys ...string) (answer, error) {
+func (s *httpSuite) send(ctx context.Context, n int, keys ...string) (httpAnswer, error) {
 	ctx, cancel := context.WithTimeout(ctx, s.cfg.Patience)
 	defer cancel()
 	r := s.request(n).WithContext(ctx)
@@ -188,18 +188,18 @@ func (s *httpSuite) send(ctx context.Context, n int, keys ...string) (answer, er
 	r.Header[keyHeader] = keys
 	resp, err := s.cfg.Client.Do(r)
 	if err != nil {
-		return answer{}, err
+		return httpAnswer{}, err
 	}
 	defer func() { _ = resp.Body.Close() }()
 	body, err := io.ReadAll(resp.Body)
-	return answer{resp.StatusCode, resp.Header, string(body)}, err
+	return httpAnswer{resp.StatusCode, resp.Header, string(body)}, err
 }
 
 // first sends request 1 under a key for the first time, and sees that it has one effect.
-func (s *httpSuite) first(ctx context.Context, key string) (answer, error) {
+func (s *httpSuite) first(ctx context.Context, key string) (httpAnswer, error) {
 	before, err := s.effects(ctx)
 	if err != nil {
-		return answer{}, err
+		return httpAnswer{}, err
 	}
 	a, err := s.send(ctx, 1, key)
 	switch {
@@ -223,7 +223,7 @@ func (s *httpSuite) has(ctx context.Context, want int64) error {
 }
 
 // repeat sends request 1 again, and sees that it gets the first answer and has no effect.
-func (s *httpSuite) repeat(ctx context.Context, key string, first answer) error {
+func (s *httpSuite) repeat(ctx context.Context, key string, first httpAnswer) error {
 	before, err := s.effects(ctx)
 	if err != nil {
 		return err
@@ -239,7 +239,7 @@ func (s *httpSuite) repeat(ctx context.Context, key string, first answer) error 
 }
 
 // same says how a repeat differs from the first answer.
-func (s *httpSuite) same(first, again answer) error {
+func (s *httpSuite) same(first, again httpAnswer) error {
 	if first.status != again.status || first.body != again.body {
 		return fmt.Errorf("repeat got %v after %v", again, first)
 	}

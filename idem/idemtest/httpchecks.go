@@ -89,7 +89,7 @@ func (s *httpSuite) duplicates(ctx context.Context) error {
 		return err
 	}
 	type outcome struct {
-		answer
+		httpAnswer
 		err error
 	}
 	key, start, outcomes := s.key(), make(chan struct{}), make(chan outcome)
@@ -102,7 +102,7 @@ func (s *httpSuite) duplicates(ctx context.Context) error {
 	}
 	close(start)
 	var all error
-	var answers []answer
+	var answers []httpAnswer
 	executed := 0
 	for range s.cfg.Callers {
 		o := <-outcomes
@@ -112,7 +112,7 @@ func (s *httpSuite) duplicates(ctx context.Context) error {
 		case !o.succeeded():
 			all = errors.Join(all, o.is(http.StatusConflict))
 		default:
-			if answers = append(answers, o.answer); !o.replayed() {
+			if answers = append(answers, o.httpAnswer); !o.replayed() {
 				executed++
 			}
 		}
@@ -160,7 +160,7 @@ func (s *httpSuite) goneClient(ctx context.Context) error {
 }
 
 // settled asks again until the request is not in flight any more.
-func (s *httpSuite) settled(ctx context.Context, key string) (answer, error) {
+func (s *httpSuite) settled(ctx context.Context, key string) (httpAnswer, error) {
 	const pause = 20 * time.Millisecond
 	ctx, cancel := context.WithTimeout(ctx, s.cfg.Patience)
 	defer cancel()
