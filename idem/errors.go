@@ -43,6 +43,9 @@ var (
 	// longer kept. It was not executed again.
 	ErrExpired = errors.New("key was executed, its result is no longer kept")
 
+	// ErrNoRecord means that there is nothing to forget: the key was never executed, or is forgotten already.
+	ErrNoRecord = errors.New("no record")
+
 	// ErrUnknownOutcome means that nobody can say whether the effect was committed:
 	// the answer to COMMIT was lost and the database stayed out of reach, or an earlier handler ended its transaction by
 	// itself. Calling again with the same key is safe: it finds the record, or
@@ -96,7 +99,7 @@ var (
 
 // KeyError says which part of a key cannot be used, and why. It matches [ErrInvalidKey].
 type KeyError struct {
-	Part   string // "operation", "scope", "id", "fingerprint", "policy"
+	Part   string // "operation", "scope", "id", "fingerprint", "policy", "reason", "page size"
 	Reason string
 }
 

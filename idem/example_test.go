@@ -158,6 +158,106 @@ func ExampleConfig_observe() {
 	// failed 0 true
 }
 
+func ExampleStore_Maintain() {
+	pgtest.Example(``, func(ctx context.Context, pool *pgxpool.Pool) error {
+		keys, err := idem.New(pgxdriver.New(pool), nil)
+		if err != nil {
+			return err
+		}
+		ctx, stop := context.WithCancel(ctx)
+		ended := make(chan error, 1)
+		go func() { ended <- keys.Maintain(ctx) }() // in every process: one of them works
+		stop()                                      // at shutdown
+		fmt.Println(<-ended)
+		return nil
+	})
+	// Output: <nil>
+}
+
+func ExampleStore_PurgeOnce() {
+	pgtest.Example(refundTable, func(ctx context.Context, pool *pgxpool.Pool) error {
+		keys, err := idem.New(pgxdriver.New(pool), nil)
+		if err != nil {
+			return err
+		}
+		// The answer is kept for two days and the key for a month, since a message can come again after three weeks.
+		op := idem.Op{Name: "refund.requested", ReplayFor: 48 * time.Hour, RememberFor: 31 * 24 * time.Hour, RetryWindow: 21 * 24 * time.Hour}
+		if err := op.Validate(); err != nil { // refuses a memory that is shorter than that
+			return err
+		}
+		_, err = idem.Do(ctx, keys, op.Key("refund-queue", "m-1"), idem.NoFingerprint(), func(context.Context, pgx.Tx) (int, error) { return 1, nil })
+		if err != nil {
+			return err
+		}
+		stats, err := keys.PurgeOnce(ctx) // as a job of your own scheduler
+		fmt.Printf("scanned %d, cleared %d, deleted %d\n", stats.Scanned, stats.Cleared, stats.Deleted)
+		return err
+	})
+	// Output: scanned 1, cleared 0, deleted 0
+}
+
+func ExampleStore_Inspect() {
+	pgtest.Example(refundTable, func(ctx context.Context, pool *pgxpool.Pool) error {
+		keys, err := idem.New(pgxdriver.New(pool), nil)
+		if err != nil {
+			return err
+		}
+		if _, err := Refund(ctx, keys, "merchant-7", "a3f1", []byte(`{"cents": 1250}`)); err != nil {
+			return err
+		}
+		rec, err := keys.Inspect(ctx, CreateRefund.Key("merchant-7", "a3f1"))
+		fmt.Printf("%v, %d bytes, for ever: %t, in flight: %t\n", rec.State, rec.ResultBytes, rec.RememberUntil.IsZero(), rec.InFlight)
+		return err
+	})
+	// Output: done, 14 bytes, for ever: true, in flight: false
+}
+
+func ExampleStore_List() {
+	pgtest.Example(refundTable, func(ctx context.Context, pool *pgxpool.Pool) error {
+		keys, err := idem.New(pgxdriver.New(pool), nil)
+		if err != nil {
+			return err
+		}
+		for _, id := range []string{"a3f1", "b200"} {
+			if _, err := Refund(ctx, keys, "merchant-7", id, []byte(`{}`)); err != nil {
+				return err
+			}
+		}
+		for rec, err := range keys.List(ctx, "merchant-7", &idem.ListConfig{Operation: "refund.create"}) {
+			if err != nil {
+				return err
+			}
+			fmt.Println(rec.ID, rec.State)
+		}
+		return nil
+	})
+	// Unordered output:
+	// a3f1 done
+	// b200 done
+}
+
+func ExampleStore_Forget() {
+	pgtest.Example(refundTable, func(ctx context.Context, pool *pgxpool.Pool) error {
+		keys, err := idem.New(pgxdriver.New(pool), nil)
+		if err != nil {
+			return err
+		}
+		key := CreateRefund.Key("merchant-7", "a3f1")
+		_, err = idem.Do(ctx, keys, key, idem.NoFingerprint(), func(context.Context, pgx.Tx) (string, error) {
+			return "", idem.Final(errors.New("the account is closed")) // it was not: a mistake
+		})
+		fmt.Println(errors.Is(err, idem.ErrRefused))
+		fmt.Println(keys.Forget(ctx, key, "Ada, ticket 4711: closed by mistake"))
+		res, err := Refund(ctx, keys, "merchant-7", "a3f1", []byte(`{}`)) // executes
+		fmt.Println(res.Replayed, err)
+		return nil
+	})
+	// Output:
+	// true
+	// <nil>
+	// false <nil>
+}
+
 func ExampleLookup() {
 	pgtest.Example(refundTable, func(ctx context.Context, pool *pgxpool.Pool) error {
 		keys, err := idem.New(pgxdriver.New(pool), nil)

@@ -1,6 +1,21 @@
 package idem
 
-import "time"
+import (
+	"context"
+	"time"
+)
+
+// The statements of the purge that have to read their pages only.
+const (
+	SQLPurgeDelete = sqlPurgeDelete
+	SQLPurgeClear  = sqlPurgeClear
+	SQLPurgeLook   = sqlPurgeLook
+)
+
+// MaintainTurn is one turn of a Maintain that has just come, as worker me, and how long it would wait.
+func MaintainTurn[TX any](ctx context.Context, s *Store[TX], me int64) (time.Duration, error) {
+	return (&maintenance[TX]{store: s, me: me}).turn(ctx)
+}
 
 // Followers is how many calls of the store wait in memory.
 func Followers[TX any](s *Store[TX]) (n int) {

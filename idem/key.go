@@ -54,8 +54,16 @@ type Op struct {
 
 	// RememberFor is how long a finished key is known at least, and so how long a
 	// late repeat is kept from executing again. It must not be shorter than
-	// ReplayFor. Defaults to 30 days, or ReplayFor if that is longer.
+	// ReplayFor. Defaults to 30 days, or ReplayFor or RetryWindow if that is longer.
 	RememberFor time.Duration
+
+	// RetryWindow is how long after its first attempt a request may still come again: what the client's retries, the queue's
+	// redeliveries and a weekend's dead letters add up to. A RememberFor that is shorter is refused, with
+	// [ErrInvalidKey], since a repeat after it would execute again. Defaults to 0: nothing is declared, nothing is checked.
+	RetryWindow time.Duration
+
+	// HideID keeps the ids of this operation's keys out of the table, as [Config.HideIDs] does for all.
+	HideID bool
 
 	// Wait is how long [Do] waits for another caller that executes the key. After that it
 	// returns [ErrInFlight]. Defaults to 0: at once; 24 hours are the most on the server. The end of ctx ends
@@ -151,7 +159,7 @@ func (o Op) resolved() Op {
 		o.ReplayFor = defaultReplayFor
 	}
 	if o.RememberFor == 0 {
-		o.RememberFor = max(defaultRememberFor, o.ReplayFor)
+		o.RememberFor = max(defaultRememberFor, o.ReplayFor, o.RetryWindow)
 	}
 	if o.MaxHandler == 0 {
 		o.MaxHandler = defaultMaxHandler
@@ -182,7 +190,7 @@ func (k Key) check() error {
 	switch op := k.op.resolved(); {
 	case op.Attempts < 0 || op.RetryAfter < 0:
 		return &KeyError{Part: "policy", Reason: "has a negative number of Attempts, or a negative RetryAfter"}
-	case op.ReplayFor < 0 || op.RememberFor < 0 || op.MaxHandler < 0 || op.Wait < 0:
+	case op.ReplayFor < 0 || op.RememberFor < 0 || op.MaxHandler < 0 || op.Wait < 0 || op.RetryWindow < 0:
 		return &KeyError{Part: "policy", Reason: "has a negative duration; use idem.Forever for no end"}
 	case op.MaxHandler > longestMaxHandler:
 		return &KeyError{Part: "policy", Reason: "has a MaxHandler of more than 24 hours; a transaction is no place for that"}
@@ -190,6 +198,8 @@ func (k Key) check() error {
 		return &KeyError{Part: "policy", Reason: "has an Isolation that is none of idem.ReadCommitted, RepeatableRead and Serializable"}
 	case op.RememberFor < op.ReplayFor:
 		return &KeyError{Part: "policy", Reason: "forgets the key (RememberFor) before its result (ReplayFor)"}
+	case op.RememberFor < op.RetryWindow:
+		return &KeyError{Part: "policy", Reason: "forgets the key (RememberFor) while it may still come again (RetryWindow): that repeat would be a second execution"}
 	}
 	return nil
 }

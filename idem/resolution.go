@@ -10,10 +10,10 @@ import (
 	"github.com/pgonce/pgonce/internal/pg"
 )
 
-// MaxActor and MaxReason bound what a [Resolution] says, in bytes.
+// MaxActor and MaxReason bound what a [Resolution], and [Store.Forget], say, in bytes.
 const (
 	MaxActor  = 255
-	MaxReason = 2000
+	MaxReason = 1000
 )
 
 // Resolution is what a person has decided about a key that cannot be finished without one.

@@ -80,7 +80,7 @@ func (c *call[TX]) storeSettled(ctx context.Context, q pg.Querier, attempt, stat
 
 // storedID is the id in clear, or NULL.
 func (c *call[TX]) storedID() *string {
-	if c.store.cfg.HideIDs {
+	if c.store.cfg.HideIDs || c.op.HideID {
 		return nil
 	}
 	return &c.key.id

@@ -33,6 +33,17 @@ type Config struct {
 	// to 1 hour; all processes may have their own. Defaults to 30 seconds.
 	Lease time.Duration
 
+	// PurgeEvery is how long [Store.Maintain] rests when it has been through the table. Defaults to 1 hour.
+	PurgeEvery time.Duration
+
+	// PurgePause is how long a purge rests between two batches, and so how much of the server is left to others.
+	// Defaults to 100 ms.
+	PurgePause time.Duration
+
+	// PurgePages is how many pages of the table (8 kB each) a purge goes through in one transaction. Defaults to 128,
+	// at most 10,000.
+	PurgePages int
+
 	// Codec encodes results. All processes that share keys must use the same.
 	// Defaults to JSON.
 	Codec Codec
@@ -103,6 +114,9 @@ func New[TX any](db pg.Driver[TX], cfg *Config) (*Store[TX], error) {
 		s.cfg.Schema = pg.DefaultSchema
 	}
 	if err := pg.CheckSchemaName(s.cfg.Schema); err != nil {
+		return nil, fmt.Errorf("idem: new: %w", err)
+	}
+	if err := s.cfg.checkPurge(); err != nil {
 		return nil, fmt.Errorf("idem: new: %w", err)
 	}
 	if s.cfg.Codec == nil {

@@ -100,7 +100,7 @@ func ExampleDown() {
 		fmt.Println(version, err)
 		return nil
 	})
-	// Output: 5 <nil>
+	// Output: 6 <nil>
 }
 
 func ExampleFS() {
@@ -110,7 +110,7 @@ func ExampleFS() {
 	}
 	names, err := fs.Glob(files, "*.sql") // os.CopyFS(dir, files) writes them to a folder
 	fmt.Println(names, err)
-	// Output: [00001_idem.sql 00002_transition.sql 00003_dblock.sql 00004_lease.sql 00005_idem_steps.sql] <nil>
+	// Output: [00001_idem.sql 00002_transition.sql 00003_dblock.sql 00004_lease.sql 00005_idem_steps.sql 00006_memory.sql] <nil>
 }
 
 func ExampleScript() {

@@ -135,7 +135,7 @@ func TestWaysCanBeMixed(t *testing.T) {
 		},
 		"drop": func(t *testing.T, db *pgtest.DB, _ *sql.DB) error {
 			t.Helper()
-			db.Exec(t, `DROP TABLE pgonce.idem_record, pgonce.transition, pgonce.epoch, pgonce.lease, pgonce.idem_worker, pgonce.idem_lease, pgonce.idem_step, pgonce.idem_resolution, pgonce.schema_version`)
+			db.Exec(t, `DROP TABLE pgonce.idem_record, pgonce.idem_purge, pgonce.idem_forgotten, pgonce.transition, pgonce.epoch, pgonce.lease, pgonce.idem_worker, pgonce.idem_lease, pgonce.idem_step, pgonce.idem_resolution, pgonce.schema_version`)
 			return nil
 		},
 	}
@@ -260,6 +260,7 @@ func TestDownRefusesWhileRecordsExist(t *testing.T) {
 		version    int
 		table, sql string
 	}{
+		{6, "idem_forgotten", `INSERT INTO pgonce.idem_forgotten VALUES (now(), 1, now(), now(), now(), NULL, 1, 's', '\x00', 'o', NULL, 'me', '', 'why')`},
 		{5, "idem_lease", `INSERT INTO pgonce.idem_lease (nonce, worker, created_at, not_before, attempts, state, fp_ver, scope, digest, op, request)
 			VALUES (1, 0, now(), now(), 0, 1, 0, 's', '\x00', 'o', '')`},
 		{4, "lease", `INSERT INTO pgonce.lease VALUES (1, now(), now() + interval '1 hour', '1 hour', 's', 'i', 'h')`},
@@ -324,8 +325,8 @@ func TestTwoSchemasInOneProcess(t *testing.T) {
 				t.Fatalf("%s: %v", schema, err)
 			}
 		}
-		if n := db.Int(t, `SELECT count(*) FROM pg_tables WHERE schemaname = $1`, schema); n != 10 {
-			t.Errorf("%s has %d tables, want idem_record, idem_worker, idem_lease, idem_step, idem_resolution, transition, epoch, lease, schema_version, goose_db_version", schema, n)
+		if n := db.Int(t, `SELECT count(*) FROM pg_tables WHERE schemaname = $1`, schema); n != 12 {
+			t.Errorf("%s has %d tables, want idem_record, idem_purge, idem_forgotten, idem_worker, idem_lease, idem_step, idem_resolution, transition, epoch, lease, schema_version, goose_db_version", schema, n)
 		}
 	}
 	if _, err := migrations.Down(t.Context(), std, &migrations.Config{Schema: "_x"}); err != nil {

@@ -47,6 +47,7 @@ var exceptions = map[string]string{
 	"migrations.sqlCreateSchema": "",
 	"migrations.sqlSchemaExists": "reads the catalog",
 	"migrations.sqlTableExists":  "reads the catalog",
+	"idem.sqlPurgeTake":          "SKIP LOCKED names no table",
 	"dblock.sqlNewEpoch":         "DO UPDATE names no table",
 	"idem.sqlStore":              "DO UPDATE names no table",
 	"idem.sqlTakeLock":           "FOR UPDATE SKIP LOCKED names no table",

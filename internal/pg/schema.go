@@ -13,7 +13,7 @@ const DefaultSchema = "pgonce"
 
 // SchemaVersion is the number of the newest migration that this code knows. The
 // migrations package has a test that holds it to its files.
-const SchemaVersion = 5
+const SchemaVersion = 6
 
 var (
 	// ErrSchema means that the library's tables are missing, too old or too new

@@ -3,6 +3,7 @@
 package pgtest
 
 import (
+	"fmt"
 	"testing"
 
 	"github.com/jackc/pgx/v5"
@@ -11,7 +12,7 @@ import (
 // Role creates a role without any right, and drops it at the end of the test. Its password is its name.
 func (db *DB) Role(t testing.TB) string {
 	t.Helper()
-	role := "app_" + db.Name
+	role := fmt.Sprintf("app_%s_%d", db.Name, serial.Add(1))
 	db.Exec(t, `CREATE ROLE `+quote(role)+` LOGIN PASSWORD '`+role+`'`)
 	t.Cleanup(func() { db.Exec(t, `DROP OWNED BY `+quote(role)+`; DROP ROLE `+quote(role)) })
 	return role

@@ -1,0 +1,386 @@
+//go:build unix
+
+package idem_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgxpool"
+	"github.com/pgonce/pgonce/driver/pgxdriver"
+	"github.com/pgonce/pgonce/driver/sqldriver"
+	"github.com/pgonce/pgonce/idem"
+	"github.com/pgonce/pgonce/internal/localpg"
+	"github.com/pgonce/pgonce/internal/pgtest"
+	"github.com/pgonce/pgonce/migrations"
+)
+
+// measured is a pool on a migrated server of its own, that does nothing by itself.
+func measured(t *testing.T) *pgxpool.Pool {
+	t.Helper()
+	server, err := localpg.Start(&localpg.Config{Settings: map[string]string{
+		"autovacuum": "off", "wal_level": "minimal", "max_wal_senders": "0", "full_page_writes": "off", "checkpoint_timeout": "1h",
+	}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	pool, err := pgxpool.New(t.Context(), server.URL("postgres"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		pool.Close()
+		if err := server.Stop(); err != nil {
+			t.Error(err)
+		}
+	})
+	if _, err := migrations.UpPool(t.Context(), pool, nil); err != nil {
+		t.Fatal(err)
+	}
+	return pool
+}
+
+// fill makes n keys of one operation with results of a size, by the library's own layout of a row.
+func fill(t *testing.T, pool *pgxpool.Pool, op string, n, size int, clear bool) {
+	t.Helper()
+	_, err := pool.Exec(t.Context(), `INSERT INTO pgonce.idem_record
+		SELECT i * 7919, now(), now() + interval '1 h', now() + interval '2 h', 1, 1, 'merchant-1', substr(sha256(($1 || i)::bytea), 1, 16), $1,
+		       CASE WHEN $4 THEN md5(i::text)::uuid::text END, substr(sha256(i::text::bytea), 1, 16), convert_to(repeat('x', $3), 'UTF8')
+		FROM generate_series(1, $2::int) i ORDER BY md5(i::text)`, op, n, size, clear)
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+func passTime(t *testing.T, pool *pgxpool.Pool, interval string) {
+	t.Helper()
+	// Written anew, so that the pages are as full as inserts leave them.
+	for _, sql := range []string{
+		`CREATE TABLE aside AS SELECT attempt, created_at - interval '` + interval + `' AS c, replay_until - interval '` + interval + `' AS u,
+			remember_until - interval '` + interval + `' AS m, state, fp_ver, scope, digest, op, id, fp, result FROM pgonce.idem_record`,
+		`TRUNCATE pgonce.idem_record`,
+		`INSERT INTO pgonce.idem_record SELECT * FROM aside`,
+		`DROP TABLE aside`,
+	} {
+		if _, err := pool.Exec(t.Context(), sql); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+// What the purge writes: dropping a result is a HOT update whatever the result's size, so no index grows and
+// no VACUUM is needed for the old versions; forgetting a key is one delete.
+func TestPurgeCost(t *testing.T) {
+	t.Parallel()
+	for _, size := range []int{2, 30, 512, 2000} {
+		t.Run(fmt.Sprint(size), func(t *testing.T) {
+			t.Parallel()
+			pool := measured(t)
+			keys := newStore(t, pool, &idem.Config{PurgePause: time.Microsecond})
+			fill(t, pool, "refund.create", n, size, true)
+			passTime(t, pool, "61 minutes")
+			purge := func() (stats idem.PurgeStats, wal int64) {
+				const lsn = `SELECT (pg_current_wal_insert_lsn() - '0/0')::bigint`
+				settle(t, pool)
+				before := number(t, pool, lsn)
+				stats, err := keys.PurgeOnce(t.Context())
+				if err != nil {
+					t.Fatal(err)
+				}
+				return stats, number(t, pool, lsn) - before
+			}
+			index, heap := `SELECT pg_relation_size('pgonce.idem_record_pkey')`, `SELECT pg_relation_size('pgonce.idem_record')`
+			indexBefore, heapBefore := number(t, pool, index), number(t, pool, heap)
+			cleared, wal := purge()
+			t.Logf("result of %d bytes: %+v, %d bytes of WAL a row", size, cleared, wal/n)
+			if cleared.Cleared != n || cleared.Deleted != 0 || wal/n > 100 {
+				t.Errorf("cleared: %+v with %d bytes of WAL a row, want at most 100", cleared, wal/n)
+			}
+			if i, h := number(t, pool, index), number(t, pool, heap); i != indexBefore || h != heapBefore {
+				t.Errorf("index %d -> %d, heap %d -> %d", indexBefore, i, heapBefore, h)
+			}
+			pool.Reset() // a backend reports its last figures when it ends
+			pgtest.Eventually(t, "the statistics are in", func() bool {
+				return number(t, pool, `SELECT n_tup_upd FROM pg_stat_user_tables WHERE relname = 'idem_record'`) >= n
+			})
+			if cold := number(t, pool, `SELECT n_tup_upd - n_tup_hot_upd FROM pg_stat_user_tables WHERE relname = 'idem_record'`); cold != 0 {
+				t.Errorf("%d of %d updates were not HOT", cold, n)
+			}
+			purge() // cleans up what the one before has left
+			if again, wal := purge(); again.Cleared != 0 || wal > 500*again.Batches {
+				t.Errorf("a pass with nothing to do: %+v, %d bytes of WAL", again, wal)
+			}
+			if _, err := pool.Exec(t.Context(), `UPDATE pgonce.idem_record SET remember_until = replay_until`); err != nil {
+				t.Fatal(err)
+			}
+			deleted, wal := purge()
+			t.Logf("forgotten: %+v, %d bytes of WAL a row", deleted, wal/n)
+			if deleted.Deleted != n || deleted.Cleared != 0 || wal/n > 75 {
+				t.Errorf("deleted: %+v with %d bytes of WAL a row, want at most 75", deleted, wal/n)
+			}
+		})
+	}
+}
+
+// A batch is 3 round trips on pgx and 7 on database/sql, whatever it has to do.
+func TestPurgeRoundTrips(t *testing.T) {
+	t.Parallel()
+	db := pgtest.New(t)
+	pool, wire := wired(t, db, pgx.QueryExecModeExec)
+	keys := newStore(t, pool, &idem.Config{PurgePause: time.Microsecond, PurgePages: 4})
+	fill(t, pool, "refund.create", n, 512, true)
+	passTime(t, pool, "3 hours")
+	if err := keys.Validate(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	for _, deleted := range []int64{n, 0} {
+		var stats idem.PurgeStats
+		got := trips(wire, func() {
+			var err error
+			if stats, err = keys.PurgeOnce(t.Context()); err != nil {
+				t.Fatal(err)
+			}
+			settle(t, pool)
+		})
+		if got != 3*stats.Batches || stats.Deleted != deleted || stats.Batches < 10 {
+			t.Errorf("%d trips for %+v, want 3 a batch", got, stats)
+		}
+	}
+	key := refund.Key("m1", "r1")
+	if _, err := idem.Do(t.Context(), keys, key, idem.NoFingerprint(), noEffect); err != nil {
+		t.Fatal(err)
+	}
+	settle(t, pool)
+	for name, tc := range map[string]struct {
+		call func() error
+		want int64
+	}{
+		"Inspect": {func() error { _, err := keys.Inspect(t.Context(), key); return err }, 2},
+		"List": {func() error {
+			for _, err := range keys.List(t.Context(), "m1", nil) {
+				return err
+			}
+			return errors.New("nothing listed")
+		}, 1},
+	} {
+		if got := trips(wire, func() {
+			if err := tc.call(); err != nil {
+				t.Errorf("%s: %v", name, err)
+			}
+		}); got != tc.want {
+			t.Errorf("%s took %d trips, want %d", name, got, tc.want)
+		}
+	}
+	if got := trips(wire, func() {
+		if err := keys.Forget(t.Context(), key, "test"); err != nil {
+			t.Error(err)
+		}
+	}); got != 2 {
+		t.Errorf("Forget took %d trips, want 2", got)
+	}
+
+	wire = pgtest.NewWire()
+	cfg := db.Config(t).ConnConfig
+	cfg.DialFunc = wire.Dial(cfg.DialFunc)
+	std := db.SQLConfig(t, cfg)
+	std.SetMaxOpenConns(1)
+	onSQL, err := idem.New(sqldriver.New(std), nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for range 2 { // the first prepares the statements
+		if _, err := onSQL.PurgeOnce(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+	}
+	_, _ = pool.Exec(t.Context(), `TRUNCATE pgonce.idem_record`)
+	fill(t, pool, "refund.create", 10, 512, true)
+	if got := trips(wire, func() {
+		if stats, err := onSQL.PurgeOnce(t.Context()); err != nil || stats.Batches != 1 || stats.Scanned != 10 {
+			t.Errorf("%+v, %v", stats, err)
+		}
+	}); got != 7 {
+		t.Errorf("a batch took %d trips on database/sql, want 7", got)
+	}
+}
+
+// A range of pages is read by itself, by a plan made for any range, on a table that nobody has analysed.
+func TestPurgeReadsItsPagesOnly(t *testing.T) {
+	t.Parallel()
+	db := pgtest.New(t)
+	conn, err := pgx.Connect(t.Context(), db.URL)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = conn.Close(t.Context()) }()
+	fill(t, db.Pool(t), "refund.create", n, 512, true)
+	for name, sql := range map[string]string{"del": idem.SQLPurgeDelete, "look": idem.SQLPurgeLook, "clear": idem.SQLPurgeClear} {
+		args, types := `'(1,0)', '(2,0)'`, `text, text`
+		if name == "clear" {
+			args, types = args+`, 1500`, types+`, bigint`
+		}
+		if _, err := conn.Exec(t.Context(), `SET plan_cache_mode = force_generic_plan; PREPARE `+name+`(`+types+`) AS `+sql); err != nil {
+			t.Fatal(err)
+		}
+		rows, err := conn.Query(t.Context(), `EXPLAIN EXECUTE `+name+`(`+args+`)`)
+		if err != nil {
+			t.Fatal(err)
+		}
+		lines, err := pgx.CollectRows(rows, pgx.RowTo[string])
+		if err != nil {
+			t.Fatal(err)
+		}
+		if plan := strings.Join(lines, "\n"); !strings.Contains(plan, "Tid Range Scan on idem_record") || strings.Contains(plan, "Seq Scan") {
+			t.Errorf("%s:\n%s", name, plan)
+		}
+	}
+}
+
+// How many bytes a remembered key takes, heap and index, when its rows came in the order of no key: the figures of
+// docs/operations.md.
+func TestBytesPerKey(t *testing.T) {
+	t.Parallel()
+	pool := measured(t)
+	const keys = 20_000
+	for _, tc := range []struct {
+		name   string
+		size   int
+		clear  bool
+		atMost int64
+	}{
+		{"id hidden, result dropped", -1, false, 225},
+		{"id in clear, result dropped", -1, true, 280},
+		{"id in clear, result of 30 bytes", 30, true, 320},
+		{"id in clear, result of 512 bytes", 512, true, 985},
+	} {
+		if _, err := pool.Exec(t.Context(), `TRUNCATE pgonce.idem_record`); err != nil {
+			t.Fatal(err)
+		}
+		fill(t, pool, "refund.create", keys, max(tc.size, 0), tc.clear)
+		if tc.size < 0 { // as it is when it was purged and rewritten
+			if _, err := pool.Exec(t.Context(), `UPDATE pgonce.idem_record SET result = NULL`); err != nil {
+				t.Fatal(err)
+			}
+			if _, err := pool.Exec(t.Context(), `VACUUM FULL pgonce.idem_record`); err != nil {
+				t.Fatal(err)
+			}
+		}
+		heap := number(t, pool, `SELECT pg_relation_size('pgonce.idem_record')`) / keys
+		index := number(t, pool, `SELECT pg_relation_size('pgonce.idem_record_pkey')`) / keys
+		t.Logf("%s: %d bytes a key (heap %d, index %d)", tc.name, heap+index, heap, index)
+		if heap+index > tc.atMost {
+			t.Errorf("%s: %d bytes a key, want at most %d", tc.name, heap+index, tc.atMost)
+		}
+	}
+}
+
+// Of several processes one has the turn. It is taken over when it was given up, or when its holder has not come for half a
+// minute, by the database's clock; not before.
+func TestMaintainTakesTurns(t *testing.T) {
+	t.Parallel()
+	db := pgtest.New(t)
+	keys := newStore(t, db.Pool(t), &idem.Config{PurgeEvery: time.Hour})
+	set := func(worker int, dueIn string) {
+		db.Exec(t, fmt.Sprintf(`UPDATE pgonce.idem_purge SET worker = %d, next_at = now() + interval '%s', pass = 0`, worker, dueIn))
+	}
+	for _, tc := range []struct {
+		worker int
+		dueIn  string
+		works  bool
+		least  time.Duration // until the next look
+		most   time.Duration
+	}{
+		{0, "-1 s", true, time.Minute, time.Minute},
+		{0, "20 s", false, 10 * time.Second, 20 * time.Second},
+		{77, "-1 s", false, 20 * time.Second, 36 * time.Second},
+		{77, "-20 s", false, time.Second, 16 * time.Second},
+		{77, "-60 s", true, time.Minute, time.Minute},
+		{77, "1 h", false, time.Minute, time.Minute},
+		{5, "-1 s", true, time.Minute, time.Minute}, // its own
+		{5, "20 s", false, 10 * time.Second, 20 * time.Second},
+	} {
+		set(tc.worker, tc.dueIn)
+		wait, err := idem.MaintainTurn(t.Context(), keys, 5)
+		if err != nil {
+			t.Fatal(err)
+		}
+		worked := db.Int(t, `SELECT pass FROM pgonce.idem_purge`) == 1
+		if worked != tc.works || wait < tc.least || wait > tc.most {
+			t.Errorf("worker %d, due in %s: worked %v, looks again in %v", tc.worker, tc.dueIn, worked, wait)
+		}
+		if worked {
+			if n := db.Int(t, `SELECT worker FROM pgonce.idem_purge WHERE next_at BETWEEN now() + interval '59 min' AND now() + interval '1 h'`); n != 5 {
+				t.Errorf("worker %d after a pass", n)
+			}
+		}
+	}
+	set(5, "0 s")
+	db.Exec(t, `UPDATE pgonce.idem_purge SET block = 7`)
+	if _, err := idem.MaintainTurn(t.Context(), keys, 6); err != nil {
+		t.Fatal(err)
+	}
+	if n := db.Int(t, `SELECT block FROM pgonce.idem_purge`); n != 7 {
+		t.Error("somebody worked whose turn it was not")
+	}
+}
+
+// What Maintain meets on its way does not end it.
+func TestMaintainGoesOn(t *testing.T) {
+	t.Parallel()
+	db := pgtest.New(t)
+	var log logged
+	keys := newStore(t, db.Pool(t), &idem.Config{Logger: slog.New(slog.NewTextHandler(&log, nil)), PurgePause: time.Millisecond})
+	if err := keys.Validate(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	db.Exec(t, `ALTER TABLE pgonce.idem_purge RENAME TO elsewhere`)
+	ctx, cancel := context.WithCancel(t.Context())
+	done := make(chan error, 1)
+	go func() { done <- keys.Maintain(ctx) }()
+	pgtest.Eventually(t, "it complains", func() bool { return strings.Contains(log.String(), "will be tried again") })
+	db.Exec(t, `ALTER TABLE pgonce.elsewhere RENAME TO idem_purge`)
+	pgtest.Eventually(t, "it has recovered", func() bool { return db.Int(t, `SELECT pass FROM pgonce.idem_purge`) > 0 })
+	cancel()
+	if err := <-done; err != nil {
+		t.Errorf("Maintain ended with %v", err)
+	}
+	none := newStore(t, pgtest.NewEmpty(t).Pool(t), nil)
+	if err := none.Maintain(t.Context()); !errors.Is(err, idem.ErrSchema) {
+		t.Errorf("without tables: got %v", err)
+	}
+}
+
+func TestPurgeConfig(t *testing.T) {
+	t.Parallel()
+	pool := pgtest.New(t).Pool(t)
+	for _, cfg := range []idem.Config{{PurgeEvery: -1}, {PurgePause: -1}, {PurgePages: -1}, {PurgePages: 1 << 20}} {
+		if _, err := idem.New(pgxdriver.New(pool), &cfg); err == nil {
+			t.Errorf("%+v was accepted", cfg)
+		}
+	}
+}
+
+// logged is a log that can be read while it is written to.
+type logged struct {
+	mu   sync.Mutex
+	text strings.Builder
+}
+
+func (l *logged) Write(p []byte) (int, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.text.Write(p)
+}
+
+func (l *logged) String() string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.text.String()
+}
