@@ -373,6 +373,10 @@ func lockRowsBadTable[TX any](t *testing.T, c Client[TX]) {
 	} {
 		got, err := call()
 		wantText(t, err, says)
+		switch says {
+		case `name is empty`, `more than one dot`, `not valid text`, `mode 7`, `wait -1`:
+			wantErr(t, err, dblock.ErrInvalidTable)
+		}
 		if len(got) > 0 {
 			t.Errorf("locked %v", got)
 		}
