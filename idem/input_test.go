@@ -192,6 +192,25 @@ func TestRoleWithDMLRightsOnly(t *testing.T) {
 			t.Errorf("%+v, %v", res, err)
 		}
 	}
+	if _, err := keys.PurgeOnce(t.Context()); err != nil {
+		t.Errorf("purge with DML rights only: %v", err)
+	}
+	if rec, err := keys.Inspect(t.Context(), refund.Key("m1", "r1")); err != nil || rec.State != idem.StateDone {
+		t.Errorf("inspect with DML rights only: %v, %v", rec, err)
+	}
+	for _, err := range keys.List(t.Context(), "m1", nil) {
+		if err != nil {
+			t.Errorf("list with DML rights only: %v", err)
+		}
+	}
+	db.Exec(t, `REVOKE DELETE ON pgonce.idem_record FROM "`+role+`"`)
+	_, err = keys.PurgeOnce(t.Context())
+	wantErr(t, err, idem.ErrSchema, "GRANT")
+	wantErr(t, keys.Forget(t.Context(), refund.Key("m1", "r1"), "no right to"), idem.ErrSchema, "GRANT")
+	db.Exec(t, `GRANT DELETE ON pgonce.idem_record TO "`+role+`"`)
+	if err := keys.Forget(t.Context(), refund.Key("m1", "r1"), "test"); err != nil {
+		t.Errorf("forget with DML rights only: %v", err)
+	}
 }
 
 func TestUnknownFingerprintIsLogged(t *testing.T) {

@@ -357,6 +357,39 @@ func TestMaintainGoesOn(t *testing.T) {
 	}
 }
 
+// On a database that takes no writes nothing is purged and nothing is forgotten, and both say why.
+func TestPurgeReadOnly(t *testing.T) {
+	t.Parallel()
+	db := pgtest.New(t)
+	db.Exec(t, `ALTER DATABASE "`+db.Name+`" SET default_transaction_read_only = on`)
+	keys := newStore(t, db.Pool(t), nil)
+	_, err := keys.PurgeOnce(t.Context())
+	wantErr(t, err, idem.ErrReadOnly, "purge")
+	wantErr(t, keys.Forget(t.Context(), refund.Key("m1", "r1"), "test"), idem.ErrReadOnly, "forget")
+}
+
+// A purge ends with its ctx, in the middle of its rest too, and says how far it came.
+func TestPurgeEndsWithContext(t *testing.T) {
+	t.Parallel()
+	db := pgtest.New(t)
+	pool := db.Pool(t)
+	fill(t, pool, "refund.create", n, 512, true)
+	keys := newStore(t, pool, &idem.Config{PurgePages: 1, PurgePause: time.Hour})
+	ctx, cancel := context.WithCancelCause(t.Context())
+	enough := errors.New("enough")
+	go func() {
+		pgtest.Eventually(t, "a batch is done", func() bool { return db.Int(t, `SELECT block FROM pgonce.idem_purge`) == 1 })
+		cancel(enough)
+	}()
+	stats, err := keys.PurgeOnce(ctx)
+	if !errors.Is(err, enough) || errors.Is(err, idem.ErrUnavailable) || stats.Batches != 1 || stats.Scanned == 0 {
+		t.Errorf("%+v, %v", stats, err)
+	}
+	if err := keys.Maintain(ctx); err != nil {
+		t.Errorf("Maintain under a ctx that has ended: %v", err)
+	}
+}
+
 func TestPurgeConfig(t *testing.T) {
 	t.Parallel()
 	pool := pgtest.New(t).Pool(t)

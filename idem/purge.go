@@ -88,7 +88,7 @@ func (s *Store[TX]) PurgeOnce(ctx context.Context) (stats PurgeStats, err error)
 			return stats, nil
 		}
 		if rest(ctx, s.cfg.PurgePause) != nil {
-			return stats, publishPurge("purge", s.cfg.Schema, context.Cause(ctx))
+			return stats, fmt.Errorf("idem: purge: %w", context.Cause(ctx))
 		}
 	}
 }
