@@ -127,6 +127,7 @@ func idemSuites[TX any]() suites[TX] {
 		"idem/Expiry":               idemExpiry[TX],
 		"idem/Purge":                idemPurge[TX],
 		"idem/PurgeShared":          idemPurgeShared[TX],
+		"idem/PurgeExcludes":        idemPurgeExcludes[TX],
 		"idem/PurgeSkips":           idemPurgeSkips[TX],
 		"idem/PurgeKilled":          idemPurgeKilled[TX],
 		"idem/PurgeAnywhere":        idemPurgeAnywhere[TX],

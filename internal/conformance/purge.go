@@ -123,6 +123,41 @@ func idemPurgeShared[TX any](t *testing.T, c Client[TX]) {
 	b.records(400)
 }
 
+// While one purger has a batch open, another one does nothing, and waits for no lock either.
+func idemPurgeExcludes[TX any](t *testing.T, c Client[TX]) {
+	db := pgtest.New(t)
+	b := at(t, c, db, c.Open(t, db, 2), quick)
+	b.fill("old", 100, strings.Repeat("x", 500), "3 hours")
+	holder, err := db.Pool(t).Begin(t.Context())
+	noErr(t, err)
+	_, err = holder.Exec(t.Context(), `SELECT FROM pgonce.idem_purge FOR UPDATE`)
+	noErr(t, err)
+	ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+	defer cancel()
+	done := make(chan idem.PurgeStats)
+	go func() {
+		stats, err := b.keys.PurgeOnce(ctx)
+		if err == nil {
+			t.Error("it returned as if all was done")
+		}
+		done <- stats
+	}()
+	for waiting := true; waiting; {
+		select {
+		case stats := <-done:
+			waiting = false
+			wantInt(t, "batches", stats.Batches, 0)
+		default:
+			wantInt(t, "waiting for a lock", db.Int(t, `SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'`), 0)
+		}
+	}
+	b.records(100)
+	noErr(t, holder.Rollback(t.Context()))
+	_, err = b.keys.PurgeOnce(t.Context())
+	noErr(t, err)
+	b.records(0)
+}
+
 // A row that somebody holds is left for later, and keeps nothing else from being purged.
 func idemPurgeSkips[TX any](t *testing.T, c Client[TX]) {
 	db := pgtest.New(t)
