@@ -47,7 +47,7 @@ func (s *Store[TX]) Maintain(ctx context.Context) error {
 			mishap = firstMishap
 		}
 		if rest(ctx, wait) != nil {
-			return nil //nolint:nilerr // the end of ctx is how Maintain is told to return
+			return nil
 		}
 	}
 }

@@ -47,13 +47,13 @@ func measured(t *testing.T) *pgxpool.Pool {
 	return pool
 }
 
-// fill makes n keys of one operation with results of a size, by the library's own layout of a row.
-func fill(t *testing.T, pool *pgxpool.Pool, op string, n, size int, clear bool) {
+// fill makes n keys with results of a size, as the library writes them.
+func fill(t *testing.T, pool *pgxpool.Pool, n, size int, clear bool) {
 	t.Helper()
 	_, err := pool.Exec(t.Context(), `INSERT INTO pgonce.idem_record
 		SELECT i * 7919, now(), now() + interval '1 h', now() + interval '2 h', 1, 1, 'merchant-1', substr(sha256(($1 || i)::bytea), 1, 16), $1,
 		       CASE WHEN $4 THEN md5(i::text)::uuid::text END, substr(sha256(i::text::bytea), 1, 16), convert_to(repeat('x', $3), 'UTF8')
-		FROM generate_series(1, $2::int) i ORDER BY md5(i::text)`, op, n, size, clear)
+		FROM generate_series(1, $2::int) i ORDER BY md5(i::text)`, refund.Name, n, size, clear)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -84,7 +84,7 @@ func TestPurgeCost(t *testing.T) {
 			t.Parallel()
 			pool := measured(t)
 			keys := newStore(t, pool, &idem.Config{PurgePause: time.Microsecond})
-			fill(t, pool, "refund.create", n, size, true)
+			fill(t, pool, n, size, true)
 			passTime(t, pool, "61 minutes")
 			purge := func() (stats idem.PurgeStats, wal int64) {
 				const lsn = `SELECT (pg_current_wal_insert_lsn() - '0/0')::bigint`
@@ -135,7 +135,7 @@ func TestPurgeRoundTrips(t *testing.T) {
 	db := pgtest.New(t)
 	pool, wire := wired(t, db, pgx.QueryExecModeExec)
 	keys := newStore(t, pool, &idem.Config{PurgePause: time.Microsecond, PurgePages: 4})
-	fill(t, pool, "refund.create", n, 512, true)
+	fill(t, pool, n, 512, true)
 	passTime(t, pool, "3 hours")
 	if err := keys.Validate(t.Context()); err != nil {
 		t.Fatal(err)
@@ -201,7 +201,7 @@ func TestPurgeRoundTrips(t *testing.T) {
 		}
 	}
 	_, _ = pool.Exec(t.Context(), `TRUNCATE pgonce.idem_record`)
-	fill(t, pool, "refund.create", 10, 512, true)
+	fill(t, pool, 10, 512, true)
 	if got := trips(wire, func() {
 		if stats, err := onSQL.PurgeOnce(t.Context()); err != nil || stats.Batches != 1 || stats.Scanned != 10 {
 			t.Errorf("%+v, %v", stats, err)
@@ -220,7 +220,7 @@ func TestPurgeReadsItsPagesOnly(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer func() { _ = conn.Close(t.Context()) }()
-	fill(t, db.Pool(t), "refund.create", n, 512, true)
+	fill(t, db.Pool(t), n, 512, true)
 	for name, sql := range map[string]string{"del": idem.SQLPurgeDelete, "look": idem.SQLPurgeLook, "clear": idem.SQLPurgeClear} {
 		args, types := `'(1,0)', '(2,0)'`, `text, text`
 		if name == "clear" {
@@ -263,7 +263,7 @@ func TestBytesPerKey(t *testing.T) {
 		if _, err := pool.Exec(t.Context(), `TRUNCATE pgonce.idem_record`); err != nil {
 			t.Fatal(err)
 		}
-		fill(t, pool, "refund.create", keys, max(tc.size, 0), tc.clear)
+		fill(t, pool, keys, max(tc.size, 0), tc.clear)
 		if tc.size < 0 { // as it is when it was purged and rewritten
 			if _, err := pool.Exec(t.Context(), `UPDATE pgonce.idem_record SET result = NULL`); err != nil {
 				t.Fatal(err)
@@ -373,7 +373,7 @@ func TestPurgeEndsWithContext(t *testing.T) {
 	t.Parallel()
 	db := pgtest.New(t)
 	pool := db.Pool(t)
-	fill(t, pool, "refund.create", n, 512, true)
+	fill(t, pool, n, 512, true)
 	keys := newStore(t, pool, &idem.Config{PurgePages: 1, PurgePause: time.Hour})
 	ctx, cancel := context.WithCancelCause(t.Context())
 	enough := errors.New("enough")

@@ -104,7 +104,8 @@ func idemList[TX any](t *testing.T, c Client[TX]) {
 	for _, rec := range list("m1", &idem.ListConfig{Operation: "op0"}) {
 		wantInt(t, "seen", int64(seen[string(rec.Digest)]), 1)
 	}
-	for range b.keys.List(t.Context(), "m1", nil) {
+	for _, err := range b.keys.List(t.Context(), "m1", nil) {
+		noErr(t, err)
 		break // leaves nothing behind
 	}
 	for scope, cfg := range map[string]*idem.ListConfig{"": nil, "m1": {PageSize: -1}, "m2": {PageSize: 1 << 20}} {
@@ -205,8 +206,8 @@ func idemRowSecurity[TX any](t *testing.T, c Client[TX]) {
 	if rec, err := m.keys.Inspect(t.Context(), refund.Key(alice, "r1")); err != nil || rec.State != idem.StateNone {
 		t.Errorf("mallory inspected alice's key: %+v, %v", rec, err)
 	}
-	for range m.keys.List(t.Context(), alice, nil) {
-		t.Error("mallory listed alice's keys")
+	for rec, err := range m.keys.List(t.Context(), alice, nil) {
+		t.Errorf("mallory listed %v, %v", rec, err)
 	}
 	wantErr(t, m.keys.Forget(t.Context(), refund.Key(alice, "r1"), "mine now"), idem.ErrNoRecord)
 	_, err = do(m, mallory)

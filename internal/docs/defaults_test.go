@@ -99,7 +99,7 @@ func settingsOf(files []goFile) map[string]string {
 			for _, field := range body.Fields.List {
 				for _, name := range field.Names {
 					if name.IsExported() {
-						found[file.File.Name.Name+"."+spec.Name.Name+"."+name.Name] = typeText(field.Type)
+						found[file.Name.Name+"."+spec.Name.Name+"."+name.Name] = typeText(field.Type)
 					}
 				}
 			}
@@ -135,7 +135,7 @@ func constantsOf(files []goFile) map[string]string {
 				spec := spec.(*ast.ValueSpec)
 				for i, name := range spec.Names {
 					if i < len(spec.Values) {
-						exprs[file.File.Name.Name+"."+name.Name] = spec.Values[i]
+						exprs[file.Name.Name+"."+name.Name] = spec.Values[i]
 					}
 				}
 			}

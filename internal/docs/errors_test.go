@@ -133,12 +133,12 @@ func exportedIn(file goFile) map[string]bool {
 			case *ast.ValueSpec:
 				for _, name := range spec.Names {
 					if gen.Tok == token.VAR && isErrorName(name.Name) {
-						found[file.File.Name.Name+"."+name.Name] = true
+						found[file.Name.Name+"."+name.Name] = true
 					}
 				}
 			case *ast.TypeSpec:
 				if isErrorName(spec.Name.Name) {
-					found[file.File.Name.Name+"."+spec.Name.Name] = true
+					found[file.Name.Name+"."+spec.Name.Name] = true
 				}
 			}
 		}
@@ -160,7 +160,7 @@ func provokedIn(file goFile) map[string]bool {
 		}
 		packages[local] = path.Base(full)
 	}
-	own := strings.TrimSuffix(file.File.Name.Name, "_test")
+	own := strings.TrimSuffix(file.Name.Name, "_test")
 	found := map[string]bool{}
 	for _, decl := range file.Decls {
 		fn, ok := decl.(*ast.FuncDecl)

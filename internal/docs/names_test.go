@@ -19,11 +19,11 @@ func TestPagesNameWhatExists(t *testing.T) {
 		}
 		for _, decl := range file.Decls {
 			for _, name := range names(decl) {
-				exported[file.File.Name.Name+"."+name] = true
+				exported[file.Name.Name+"."+name] = true
 			}
 		}
 	}
-	mention := regexp.MustCompile("\\b(idem|idemhttp|dblock|statemachine|migrations|pgxdriver|sqldriver|sqlxdriver)\\.([A-Z][A-Za-z]*)")
+	mention := regexp.MustCompile(`\b(idem|idemhttp|dblock|statemachine|migrations|pgxdriver|sqldriver|sqlxdriver)\.([A-Z][A-Za-z]*)`)
 	pages, err := filepath.Glob(root + "/docs/*.md")
 	if err != nil {
 		t.Fatal(err)
