@@ -25,6 +25,12 @@
 //
 // It is not more durable than the database's commits are.
 //
+// # Memory
+//
+// A result is kept for [Op.ReplayFor] and a key for [Op.RememberFor] at least, by the database's clock. After the first a
+// repeat gets [ErrExpired], not a second execution. What is over is cleaned up by [Store.Maintain]; nothing
+// depends on when. [Store.Inspect], [Store.List] and [Store.Forget] are for people.
+//
 // # Failure modes
 //
 //   - The process dies in the handler: the server rolls back, the key is free within a

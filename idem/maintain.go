@@ -16,15 +16,15 @@ const (
 // Maintain purges as [Store.PurgeOnce] does, again and again, until ctx ends: a pass, then a rest of [Config.PurgeEvery]. Run it in one
 // goroutine of each process that you like; it starts none of its own.
 //
-// Of all processes one works, at the pace of its Config; the others look once a minute whether it still does. When its
-// Maintain ends, another one takes over at its next look; when its process dies, half a minute after it was expected. Nothing has to be
-// configured for that, and nothing but the row of idem_purge is held.
+// Of all processes one works, at the pace of its Config; the others look once or twice a minute whether it still does. When its
+// Maintain ends, another one takes over at its next look; when its process dies, half a minute after it was expected. Nothing
+// has to be configured for that, and no connection is held between batches.
 //
 // It returns nil when ctx ends, after at most one batch. What fails on the way is logged as a warning ([Config.Logger]) and
 // tried again, within a minute. So watch that passes come to an end: finished_at in idem_purge. Errors, at the start
 // only: [ErrSchema], [ErrUnavailable].
 //
-// Cost: that of PurgeOnce for the one that works, one SELECT a minute for the others.
+// Cost: that of PurgeOnce for the one that works, two SELECTs a minute at most for each of the others.
 func (s *Store[TX]) Maintain(ctx context.Context) error {
 	switch _, err := s.ready(ctx); {
 	case ctx.Err() != nil:

@@ -390,6 +390,47 @@ func TestPurgeEndsWithContext(t *testing.T) {
 	}
 }
 
+// Two schemas are two memories: what is done in one leaves the other alone.
+func TestMemoryInAnotherSchema(t *testing.T) {
+	t.Parallel()
+	db := pgtest.New(t)
+	pool := db.Pool(t)
+	if _, err := migrations.UpPool(t.Context(), pool, &migrations.Config{Schema: "billing_once"}); err != nil {
+		t.Fatal(err)
+	}
+	key := refund.Key("m1", "r1")
+	here, there := newStore(t, pool, nil), newStore(t, pool, &idem.Config{Schema: "billing_once"})
+	for _, keys := range []*idem.Store[pgx.Tx]{here, there} {
+		if _, err := idem.Do(t.Context(), keys, key, idem.NoFingerprint(), noEffect); err != nil {
+			t.Fatal(err)
+		}
+	}
+	db.Exec(t, `UPDATE billing_once.idem_record SET replay_until = now(); UPDATE pgonce.idem_record SET replay_until = now()`)
+	if stats, err := there.PurgeOnce(t.Context()); err != nil || stats.Cleared != 1 {
+		t.Errorf("%+v, %v", stats, err)
+	}
+	for keys, want := range map[*idem.Store[pgx.Tx]]int64{here: int64(len(`"receipt"`)), there: -1} {
+		if rec, err := keys.Inspect(t.Context(), key); err != nil || rec.ResultBytes != want {
+			t.Errorf("%+v, %v", rec, err)
+		}
+	}
+	if err := there.Forget(t.Context(), key, "test"); err != nil {
+		t.Error(err)
+	}
+	left := map[*idem.Store[pgx.Tx]]int{}
+	for keys := range map[*idem.Store[pgx.Tx]]bool{here: true, there: true} {
+		for _, err := range keys.List(t.Context(), "m1", nil) {
+			if err != nil {
+				t.Error(err)
+			}
+			left[keys]++
+		}
+	}
+	if left[here] != 1 || left[there] != 0 || db.Int(t, `SELECT count(*) FROM billing_once.idem_forgotten`) != 1 {
+		t.Errorf("%d records here, %d there", left[here], left[there])
+	}
+}
+
 func TestPurgeConfig(t *testing.T) {
 	t.Parallel()
 	pool := pgtest.New(t).Pool(t)
