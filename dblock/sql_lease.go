@@ -145,8 +145,8 @@ SELECT pg_is_in_recovery(), current_setting('transaction_isolation') IN ('read c
 	// sqlLeaseInspect is every row that keeps others out; durations in microseconds. Locks: none. Reads the whole table, which
 	// has one row for each lock that is held.
 	sqlLeaseInspect = `
-SELECT space, id, nonce, holder, expires_at = 'epoch', (1000000 * extract(epoch FROM statement_timestamp() - acquired_at))::bigint,
-       greatest(0, (1000000 * extract(epoch FROM expires_at - statement_timestamp()))::bigint)
+SELECT space, id, nonce, holder, expires_at = 'epoch', (1000000 * date_part('epoch', statement_timestamp() - acquired_at))::bigint,
+       greatest(0, (1000000 * date_part('epoch', expires_at - statement_timestamp()))::bigint)
 FROM "pgonce"."lease" WHERE expires_at > statement_timestamp() OR expires_at = 'epoch'`
 
 	// sqlLeaseLook is whether a key has a row, and as in sqlLease for how long. Locks: none. Index: the primary key.

@@ -269,14 +269,14 @@ func stepsStorm[TX any](t *testing.T, c Client[TX]) {
 func stepsSlowBank[TX any](t *testing.T, c Client[TX]) {
 	db := pgtest.New(t)
 	db.Exec(t, effects)
-	b := at(t, c, db, c.Open(t, db, 2), &idem.Config{Lease: time.Second})
+	b := at(t, c, db, c.Open(t, db, 2), &idem.Config{Lease: 3 * time.Second})
 	other := b.other(2)
 	k := &bank{}
 	res, err := b.run(t.Context(), "r1", b.remits(&bank{before: func() {
 		pgtest.Eventually(t, "the lease would be over twice", func() bool {
 			_, err := other.run(t.Context(), "r1", b.remits(k))
 			wantErr(t, err, idem.ErrInFlight)
-			return db.Int(t, `SELECT count(*) FROM pgonce.idem_lease WHERE created_at < clock_timestamp() - interval '2200 ms'`) == 1
+			return db.Int(t, `SELECT count(*) FROM pgonce.idem_lease WHERE created_at < clock_timestamp() - interval '7 s'`) == 1
 		})
 	}}))
 	noErr(t, err)
