@@ -229,7 +229,7 @@ func (s *Store[TX]) purgeState(ctx context.Context) (b batch, err error) {
 	if err == nil && found == 0 {
 		err = &pg.SchemaError{
 			Schema: s.cfg.Schema, Want: pg.SchemaVersion, Reason: "idem_purge has lost its row",
-			Fix: fmt.Sprintf("INSERT INTO %q.idem_purge (id) VALUES (1)", s.cfg.Schema),
+			Fix: fmt.Sprintf("run, as its owner: INSERT INTO %q.idem_purge (id) VALUES (1)", s.cfg.Schema),
 		}
 	}
 	b.wait = fromSeconds(due)
