@@ -89,6 +89,8 @@ type answer struct {
 	seq      *int64
 	at       *time.Time
 	check    *int64 // always NULL; computing it fails when a trigger has diverted the move
+	twin     bool   // of many: another id names the same row
+	restored int64  // nobody's concern; computing it puts lock_timeout back
 }
 
 // stmt is the statement. wait is how long it may wait for the row, or 0 for as long as the transaction lets it;
@@ -97,10 +99,19 @@ func (f *firing[K, S, TX]) stmt(a *answer, wait time.Duration, held bool) pg.Stm
 	c, fx := &f.call, f.b.fixed[f.event.name]
 	fast := !c.lock && c.dedup == nil && !held
 	args := make([]any, 0, fixedArgs+historyArgs+8)
-	args = append(args, f.arg, fx.sources, fx.targets, fx.idle, fx.ignored, fast, wait.Milliseconds())
+	args = append(args, f.arg, fx.sources, fx.targets, fx.idle, fx.ignored, fast, c.waitFor(wait))
 	if !f.b.table.NoHistory {
 		args = append(args, f.b.m.name, f.event.name, c.dedup, f.mv.shared, held, c.actor, c.meta)
 	}
+	return pg.Stmt{SQL: f.sql, Args: append(args, c.args(f.b.scope)...), Dest: []any{
+		&a.rows, &a.from, &a.to, &a.outcome, &a.seen, &a.first, &a.written,
+		&a.guard, &a.match, &a.version, &a.seq, &a.at, &a.check, &a.restored,
+	}}
+}
+
+// args are the arguments of the options and of the scope, in the order in which [fragments] number them.
+func (c *call) args(scope []any) []any {
+	var args []any
 	if c.version != nil {
 		args = append(args, *c.version)
 	}
@@ -112,10 +123,18 @@ func (f *firing[K, S, TX]) stmt(a *answer, wait time.Duration, held bool) pg.Stm
 	for _, s := range c.sets {
 		args = append(args, s.args...)
 	}
-	return pg.Stmt{SQL: f.sql, Args: args, Dest: []any{
-		&a.rows, &a.from, &a.to, &a.outcome, &a.seen, &a.first, &a.written,
-		&a.guard, &a.match, &a.version, &a.seq, &a.at, &a.check,
-	}}
+	return append(args, scope...)
+}
+
+// waitFor is the limit of the wait in ms: that of the transaction's owner, unless the caller's is shorter.
+func (c *call) waitFor(wait time.Duration) int64 {
+	if c.timeout > 0 && (wait == 0 || c.timeout < wait) {
+		wait = c.timeout
+	}
+	if wait == 0 {
+		return 0
+	}
+	return max(wait.Milliseconds(), 1)
 }
 
 // waitOf is how long a statement of ours may wait for the row. It ends before the network
@@ -235,8 +254,9 @@ func (f *firing[K, S, TX]) refusal(a *answer) error {
 		return &UnknownStateError{Machine: m.name, ID: f.id, State: text, Null: a.from == nil}
 	}
 	target := slices.Contains(f.mv.idle, state)
-	g := &GuardError{Machine: m.name, ID: f.id, Event: f.event.name, State: text}
-	conflict := &ConflictError{Machine: m.name, ID: f.id, Event: f.event.name, State: text, Sources: texts(f.mv.sources), Final: m.IsFinal(state), InTarget: target}
+	conflict := &ConflictError{
+		Machine: m.name, ID: f.id, Event: f.event.name, Reason: ReasonState, State: text, Sources: texts(f.mv.sources), Final: m.IsFinal(state), InTarget: target,
+	}
 	for _, ev := range m.Allowed(state) {
 		conflict.Allowed = append(conflict.Allowed, ev.name)
 	}
@@ -245,14 +265,11 @@ func (f *firing[K, S, TX]) refusal(a *answer) error {
 	match, guard := value(a.match), value(a.guard)
 	switch {
 	case meant && match > 0:
-		g.Match, g.Expr = true, f.call.match[match-1].text
-		return g
+		conflict.Reason, conflict.Expr = ReasonMatch, f.call.match[match-1].text
 	case isSource && guard == versionGuard:
-		conflict.WantVersion, conflict.Version = *f.call.version, value(a.version)
-		return conflict
+		conflict.Reason, conflict.WantVersion, conflict.Version = ReasonVersion, *f.call.version, value(a.version)
 	case isSource && guard > 0:
-		g.Expr = f.call.where[guard-1].text
-		return g
+		return &GuardError{Machine: m.name, ID: f.id, Event: f.event.name, State: text, Expr: f.call.where[guard-1].text}
 	}
 	return conflict
 }

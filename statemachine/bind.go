@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"sync/atomic"
 
@@ -20,7 +21,8 @@ type Binding[K ID, S StateType, TX any] struct {
 	table resolved
 	kind  idKind
 	fixed map[string]fixed // by event
-	found atomic.Pointer[layout]
+	scope []any            // the arguments of Table.Scope
+	found *atomic.Pointer[layout]
 }
 
 // fixed are the arguments that an event has in every statement: Postgres' text form of arrays, which
@@ -51,12 +53,15 @@ func Bind[K ID, S StateType, TX any](m *Machine[S], db pg.Driver[TX], t Table) (
 		return nil, fmt.Errorf("statemachine: bind: %w: %w", ErrInvalid, err)
 	}
 	table, findings := t.resolve()
-	b := &Binding[K, S, TX]{m: m, db: db, table: table, kind: kindOf[K](), fixed: map[string]fixed{}}
+	b := &Binding[K, S, TX]{m: m, db: db, table: table, kind: kindOf[K](), fixed: map[string]fixed{}, found: new(atomic.Pointer[layout])}
 	for _, name := range m.order {
 		mv := m.events[name]
 		b.fixed[name] = fixed{array(mv.sources), array(mv.targets), array(mv.idle), array(mv.ignored)}
 		if reason := mv.needsHistory(); t.NoHistory && reason != "" {
 			findings = append(findings, &InvalidError{Part: fmt.Sprintf("event %q", name), Reason: reason + ": unset NoHistory"})
+		}
+		if t.Since == "" && slices.ContainsFunc(mv.details, func(e edge) bool { return e.after > 0 }) {
+			findings = append(findings, &InvalidError{Part: fmt.Sprintf("event %q", name), Reason: "has an After, which needs Table.Since"})
 		}
 	}
 	if len(findings) > 0 {
@@ -92,6 +97,27 @@ func array[S StateType](states []S) string {
 	return b.String()
 }
 
+// In is the binding for the rows in a scope: it gives [Table.Scope] its arguments, $1 being the first. It shares everything else with b, and
+// costs nothing.
+//
+//	res, err := orders.In(tenant).Fire(ctx, id, Pay)
+//
+// A binding with such a scope refuses every call that lacks it, or has another number of arguments
+// ([ErrInvalid]).
+func (b *Binding[K, S, TX]) In(args ...any) *Binding[K, S, TX] {
+	scoped := *b
+	scoped.scope = slices.Clone(args)
+	return &scoped
+}
+
+// faultOfScope says what a call in this scope lacks.
+func (b *Binding[K, S, TX]) faultOfScope() error {
+	if got, want := len(b.scope), b.table.scopeArgs; got != want {
+		return &InvalidError{"scope", fmt.Sprintf("%q has %d arguments here, it takes %d: use In", b.table.Scope, got, want)}
+	}
+	return nil
+}
+
 // Machine is the machine that was bound.
 func (b *Binding[K, S, TX]) Machine() *Machine[S] { return b.m }
 
@@ -116,6 +142,9 @@ func (b *Binding[K, S, TX]) ready(ctx context.Context, q pg.Querier) (*layout, e
 
 func (b *Binding[K, S, TX]) inspect(ctx context.Context, q pg.Querier) (*layout, error) {
 	l, err := inspect(ctx, q, b.table, b.kind, isNumber[S]())
+	if err == nil {
+		err = l.checkColumns(b.m.columns())
+	}
 	if err == nil && !b.table.NoHistory {
 		err = pg.CheckSchema(ctx, q, b.table.Schema)
 	}

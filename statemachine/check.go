@@ -4,6 +4,8 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strings"
+	"time"
 	"unicode/utf8"
 )
 
@@ -16,12 +18,13 @@ const (
 
 // New checks a definition. The error joins everything that is wrong with it, each part an
 // [*InvalidError]: an event with two targets from one state, a state that cannot be reached, a
-// dead end that is not [Final], a final state with a way out, an event that is ignored where
-// it is allowed, names that cannot be stored.
+// dead end that is not [Final], a final state with a way out that is no [Rule.Reversal], an event that is ignored where
+// it is allowed, a state that [Require] wants a column for which some way into it does not set, a
+// time-out that another one is always before, names that cannot be stored.
 //
 // The name is part of the history: two machines over the same rows need two names.
 func New[S StateType](name string, rules ...Rule[S]) (*Machine[S], error) {
-	d := &definition[S]{m: &Machine[S]{name: name, events: map[string]*moves[S]{}}}
+	d := &definition[S]{m: &Machine[S]{name: name, events: map[string]*moves[S]{}, require: map[S][]string{}}}
 	if reason := fault(name, MaxName); reason != "" {
 		d.find("name", reason)
 	}
@@ -30,7 +33,10 @@ func New[S StateType](name string, rules ...Rule[S]) (*Machine[S], error) {
 			d.find(fmt.Sprintf("rule %d", i+1), "is empty: use Initial, Final or From")
 			continue
 		}
-		r.add(d)
+		if r.line != "" && (r.edge.reversal != "" || len(r.edge.columns) > 0) {
+			d.find(r.line, "leads nowhere, so it has no Reversal and no Setting")
+		}
+		r.add(d, r.edge)
 	}
 	d.derive()
 	d.check()
@@ -85,6 +91,9 @@ func (d *definition[S]) event(ev Event[S]) *moves[S] {
 		if reason := fault(ev.name, MaxName); reason != "" {
 			d.find(fmt.Sprintf("event %q", ev.name), reason)
 		}
+		if strings.HasPrefix(ev.name, "(") {
+			d.find(fmt.Sprintf("event %q", ev.name), "begins with a parenthesis, as the history's own do: "+eventCreate)
+		}
 		mv = &moves[S]{}
 		d.m.events[ev.name] = mv
 		d.m.order = append(d.m.order, ev.name)
@@ -135,10 +144,68 @@ func (d *definition[S]) check() {
 		}
 		switch {
 		case exits && d.m.IsFinal(s):
-			d.find(what, "is final and has a way out")
+			d.checkReversals(what, s)
 		case !exits && !d.m.IsFinal(s):
 			d.find(what, "has no way out and is not final")
 		}
+		d.checkTimers(what, s)
+		d.checkRequired(what, s)
+	}
+}
+
+// checkReversals finds the ways out of a final state that nobody has explained.
+func (d *definition[S]) checkReversals(what string, s S) {
+	for _, ev := range d.m.Allowed(s) {
+		if !d.m.IsReversal(s, ev) {
+			d.find(what, fmt.Sprintf("is final and has a way out by %q: if that is meant, say Reversal", ev.name))
+		}
+	}
+}
+
+// checkTimers finds what never comes: the first time-out takes the row out of the state, or
+// starts its time anew.
+func (d *definition[S]) checkTimers(what string, s S) {
+	timed := ""
+	for _, ev := range d.m.Allowed(s) {
+		if _, ok := d.m.After(s, ev); ok && timed != "" {
+			d.find(what, fmt.Sprintf("has two time-outs, %q and %q: the shorter is always before the longer", timed, ev.name))
+		} else if ok {
+			timed = ev.name
+		}
+	}
+}
+
+// checkRequired finds the ways into a state on which a column that it requires is set by nobody.
+func (d *definition[S]) checkRequired(what string, s S) {
+	for _, column := range d.m.require[s] {
+		for _, name := range d.m.order {
+			mv := d.m.events[name]
+			for i, to := range mv.targets {
+				if to == s && !slices.Contains(mv.details[i].columns, column) && !slices.Contains(d.m.require[mv.sources[i]], column) {
+					d.find(what, fmt.Sprintf("requires %q, which %s does not set: say Setting, or require it there too", column, d.pair(mv.sources[i], Event[S]{name})))
+				}
+			}
+		}
+	}
+}
+
+// checkAfter refuses times that an interval of Postgres does not hold exactly, or that are none.
+func (d *definition[S]) checkAfter(after time.Duration) {
+	const most = 100 * 365 * 24 * time.Hour
+	if after < time.Microsecond || after > most || after%time.Microsecond != 0 {
+		d.find("After", fmt.Sprintf("is %v: it has to be whole microseconds, 1 at least and 100 years at most", after))
+	}
+}
+
+// columns refuses the names of columns that cannot be.
+func (d *definition[S]) columns(rule string, names []string) {
+	for _, name := range names {
+		if reason := fault(name, maxIdentifier); reason != "" {
+			d.find(fmt.Sprintf("%s(%q)", rule, name), reason)
+		}
+	}
+	if len(names) == 0 && rule == "Require" {
+		d.find(rule, "names no column")
 	}
 }
 

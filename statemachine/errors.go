@@ -17,15 +17,16 @@ var (
 	// [*InvalidError], or joins several.
 	ErrInvalid = errors.New("not usable")
 
-	// ErrConflict means that the row is in a state which the event neither leaves nor leads to, or
-	// not at the version that was expected. A transaction is alive. The error is a [*ConflictError].
+	// ErrConflict means that the row is in a state which the event neither leaves nor leads to,
+	// that it is not the row which a [Match] describes, or not at the version that was expected. A transaction is
+	// alive. The error is a [*ConflictError], which says which of them.
 	ErrConflict = errors.New("conflict")
 
 	// ErrNotFound means that there is no such row, or none that this role may update. A
 	// transaction is alive.
 	ErrNotFound = errors.New("row not found")
 
-	// ErrGuard means that a [Where] or a [Match] does not hold. A transaction is alive. The
+	// ErrGuard means that a [Where] does not hold. A transaction is alive. The
 	// error is a [*GuardError].
 	ErrGuard = errors.New("guard does not hold")
 
@@ -77,11 +78,52 @@ type InvalidError struct {
 func (e *InvalidError) Error() string { return e.Part + " " + e.Reason }
 func (*InvalidError) Unwrap() error   { return ErrInvalid }
 
+// IsRetryable reports whether the same call may be made again as it is, and may then succeed: nothing was changed,
+// and the reason passes. Those are [ErrRetryTx], [ErrBusy] and [ErrUnavailable]. In a caller's
+// transaction it is the whole transaction that has to be made again.
+//
+// It is false for [ErrUnknownOutcome]: there the move may have been made, and only [Dedup] or a state
+// that tells makes it safe to fire again.
+func IsRetryable(err error) bool {
+	return errors.Is(err, ErrRetryTx) || errors.Is(err, ErrBusy) || errors.Is(err, ErrUnavailable)
+}
+
+// Reason is what a conflict is about.
+type Reason int
+
+// The reasons. The zero Reason is none of them.
+const (
+	_ Reason = iota
+
+	// ReasonState means that the event does not leave the state that the row is in.
+	ReasonState
+
+	// ReasonMatch means that a [Match] does not hold: it is another event than it claims to be.
+	ReasonMatch
+
+	// ReasonVersion means that the row is not at the version of [ExpectVersion].
+	ReasonVersion
+)
+
+// String is the reason's name.
+func (r Reason) String() string {
+	switch r {
+	case ReasonState:
+		return "state"
+	case ReasonMatch:
+		return "match"
+	case ReasonVersion:
+		return "version"
+	}
+	return fmt.Sprintf("Reason(%d)", int(r))
+}
+
 // ConflictError says where the row is instead. It matches [ErrConflict].
 type ConflictError struct {
 	Machine string
 	ID      any
 	Event   string
+	Reason  Reason
 
 	State   string   // where the row is
 	Sources []string // where the event would move it
@@ -92,19 +134,25 @@ type ConflictError struct {
 	// event has led there.
 	InTarget bool
 
+	// Expr is the [Match] that does not hold, as it was given.
+	Expr string
+
 	// WantVersion and Version differ, where it was [ExpectVersion] that failed.
 	WantVersion, Version int64
 }
 
 func (e *ConflictError) Error() string {
-	if e.WantVersion != e.Version {
+	switch e.Reason {
+	case ReasonVersion:
 		return fmt.Sprintf("%v: row %v is at version %d, not %d", ErrConflict, e.ID, e.Version, e.WantVersion)
+	case ReasonMatch:
+		return fmt.Sprintf("%v: row %v in %q is not what %q is about: Match(%q)", ErrConflict, e.ID, e.State, e.Event, e.Expr)
 	}
 	where := fmt.Sprintf("%v: row %v is %q, %q needs %s", ErrConflict, e.ID, e.State, e.Event, list(e.Sources))
 	if e.InTarget {
 		where += "; it is there by another event, or by none"
 	}
-	if e.Final {
+	if e.Final && len(e.Allowed) == 0 {
 		return where + "; that state is final"
 	}
 	return where + "; allowed there: " + list(e.Allowed)
@@ -117,16 +165,11 @@ type GuardError struct {
 	ID      any
 	Event   string
 	State   string // where the row is
-	Expr    string // as it was given to Where or Match
-	Match   bool   // it was a Match: this is not the event that it claims to be
+	Expr    string // as it was given to Where
 }
 
 func (e *GuardError) Error() string {
-	kind := "Where"
-	if e.Match {
-		kind = "Match"
-	}
-	return fmt.Sprintf("%v: row %v in %q: %s(%q)", ErrGuard, e.ID, e.State, kind, e.Expr)
+	return fmt.Sprintf("%v: row %v in %q: Where(%q)", ErrGuard, e.ID, e.State, e.Expr)
 }
 func (*GuardError) Unwrap() error { return ErrGuard }
 

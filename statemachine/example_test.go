@@ -58,7 +58,7 @@ func ExampleBinding_Fire() {
 		}{{"evt_1", 1250}, {"evt_1", 1250}, {"evt_2", 1250}, {"evt_3", 9999}} {
 			res, err := orders.Fire(ctx, 1, Pay, statemachine.Dedup(callback.id), statemachine.Match("amount = $1", callback.amount))
 			switch {
-			case errors.Is(err, statemachine.ErrGuard):
+			case errors.Is(err, statemachine.ErrConflict):
 				fmt.Println("refused: another amount")
 			case err != nil:
 				return err

@@ -54,6 +54,20 @@ func parseExpression(text string, args int) (expression, error) {
 	return l.out, nil
 }
 
+// maxScope is how many parameters a scope may have.
+const maxScope = 20
+
+// parseScope is parseExpression for a text whose arguments come later: it counts them.
+func parseScope(text string) (e expression, args int, err error) {
+	for ; args <= maxScope; args++ {
+		if e, err = parseExpression(text, args); err == nil {
+			return e, args, nil
+		}
+	}
+	_, err = parseExpression(text, 0)
+	return e, 0, err
+}
+
 type lexer struct {
 	text string
 	pos  int

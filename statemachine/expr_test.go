@@ -176,9 +176,9 @@ func TestQuote(t *testing.T) {
 func TestShapesAreKeptAndBounded(t *testing.T) {
 	t.Parallel()
 	r, _ := Table{Name: "orders"}.resolve()
-	l := &layout{table: r, columns: map[string]column{"id": {"pg_catalog.int8", "N"}, "state": {"pg_catalog.text", "S"}}, idType: "bigint", shapes: map[string]string{}}
+	l := &layout{table: r, columns: map[string]column{"id": {"pg_catalog.int8", "N"}, "state": {"pg_catalog.text", "S"}}, idType: "bigint", shapes: map[shape]string{}}
 	for i := range 2 * maxShapes {
-		if _, err := l.statement(&call{where: []condition{{"amount = $1", []any{i}}}}); err != nil {
+		if _, err := l.statement(onFireHistory, &call{where: []condition{{"amount = $1", []any{i}}}}); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -186,7 +186,7 @@ func TestShapesAreKeptAndBounded(t *testing.T) {
 		t.Errorf("%d statements for one shape", n)
 	}
 	for i := range 2 * maxShapes {
-		sql, err := l.statement(&call{where: []condition{{fmt.Sprintf("amount = %d", i), nil}}})
+		sql, err := l.statement(onFireHistory, &call{where: []condition{{fmt.Sprintf("amount = %d", i), nil}}})
 		if err != nil || !strings.Contains(sql, fmt.Sprintf("(amount = %d)", i)) {
 			t.Fatalf("%v: %s", err, sql)
 		}

@@ -95,20 +95,33 @@ func (b *Binding[K, S, TX]) fire(ctx context.Context, id K, ev Event[S], opts []
 	if err := f.prepare(ctx, b.db.Pool()); err != nil {
 		return Result[S]{}, err
 	}
+	var a answer
+	if err := b.retry(ctx, f, func() error {
+		a, err = f.attempt(ctx)
+		return err
+	}); err != nil {
+		return Result[S]{}, err
+	}
+	return f.result(a)
+}
+
+// retry makes an attempt outside of the caller's transactions until it is no use any more: five times for what
+// passes, and once more when the table was found changed.
+func (b *Binding[K, S, TX]) retry(ctx context.Context, f *firing[K, S, TX], attempt func() error) error {
 	for n := 1; ; n++ {
-		a, err := f.attempt(ctx)
+		err := attempt()
 		if err == nil {
-			return f.result(a)
+			return nil
 		}
 		err = f.explain(err)
 		if n == 1 && tableChanged(err) && f.prepare(ctx, b.db.Pool()) == nil {
 			continue
 		}
 		if n == maxAttempts || !errors.Is(err, ErrRetryTx) {
-			return Result[S]{}, err
+			return err
 		}
 		if pause(ctx, n) != nil {
-			return Result[S]{}, errors.Join(context.Cause(ctx), err)
+			return errors.Join(context.Cause(ctx), err)
 		}
 	}
 }
@@ -120,8 +133,10 @@ type firing[K ID, S StateType, TX any] struct {
 	event Event[S]
 	mv    *moves[S]
 	call  call
-	arg   any // the id
+	arg   any  // the id
+	many  bool // it is for many rows, and id is one after the other
 	sql   string
+	uuid  bool // the column is one
 }
 
 func (b *Binding[K, S, TX]) newFiring(id K, ev Event[S], opts []Option) (*firing[K, S, TX], error) {
@@ -147,7 +162,12 @@ func (b *Binding[K, S, TX]) newFiring(id K, ev Event[S], opts []Option) (*firing
 	if c.version != nil && b.table.Version == "" {
 		c.find("ExpectVersion", "needs Table.Version")
 	}
-	b.checkSets(c)
+	if err := b.faultOfScope(); err != nil {
+		c.findings = append(c.findings, err)
+	}
+	if f.mv != nil {
+		f.checkSets(f.mv.columns())
+	}
 	return f, errors.Join(c.findings...)
 }
 
@@ -161,18 +181,28 @@ func (b *Binding[K, S, TX]) faultOfID(arg any) string {
 	return faultOfText(text)
 }
 
-func (b *Binding[K, S, TX]) checkSets(c *call) {
-	seen := []string{b.table.ID, b.table.State, b.table.Version}
+// checkSets refuses columns that are not the caller's to set, and the lack of required ones.
+func (f *firing[K, S, TX]) checkSets(required []string) {
+	c, kept := &f.call, f.b.table.kept()
+	seen := map[string]bool{}
 	for _, s := range c.sets {
-		switch i := slices.Index(seen, s.column); {
+		what := fmt.Sprintf("Set(%q)", s.column)
+		switch {
 		case s.column == "":
 			c.find("Set", "names no column")
-		case i >= 0 && i < 3:
-			c.find(fmt.Sprintf("Set(%q)", s.column), "would write a column that the machine keeps")
-		case i >= 0:
-			c.find(fmt.Sprintf("Set(%q)", s.column), "is there twice")
+		case slices.Contains(kept, s.column):
+			c.find(what, "would write a column that the machine keeps")
+		case seen[s.column]:
+			c.find(what, "is there twice")
+		case slices.Contains(required, s.column) && s.text == "" && s.args[0] == nil:
+			c.find(what, "sets a column to NULL that the state requires")
 		}
-		seen = append(seen, s.column)
+		seen[s.column] = true
+	}
+	for _, column := range required {
+		if !seen[column] {
+			c.find(fmt.Sprintf("event %q", f.event.name), fmt.Sprintf("is declared to set %q: pass Set or SetExpr", column))
+		}
 	}
 }
 
@@ -190,13 +220,27 @@ func (f *firing[K, S, TX]) prepare(ctx context.Context, q pg.Querier) error {
 			return &InvalidError{fmt.Sprintf("Set(%q)", s.column), fmt.Sprintf("names no column of %s", l.table)}
 		}
 	}
-	if text, ok := f.arg.(string); ok && l.idType == typeUUID {
+	f.uuid = l.idType == typeUUID
+	if text, ok := f.arg.(string); ok && !f.many && f.uuid {
 		if reason := faultOfUUID(text); reason != "" {
 			return &InvalidError{"id", reason}
 		}
 	}
-	f.sql, err = l.statement(&f.call)
+	f.sql, err = l.statement(f.template(), &f.call)
 	return err
+}
+
+// template is the statement of one row, or of many.
+func (f *firing[K, S, TX]) template() template {
+	switch none := f.b.table.NoHistory; {
+	case f.many && none:
+		return onMany
+	case f.many:
+		return onManyHistory
+	case none:
+		return onFire
+	}
+	return onFireHistory
 }
 
 func pause(ctx context.Context, n int) error {

@@ -15,7 +15,7 @@ type layout struct {
 	idType  string // what an id is cast to
 
 	mu     sync.Mutex
-	shapes map[string]string // statements by the shape of their options
+	shapes map[shape]string // statements
 }
 
 type column struct{ typ, category string }
@@ -27,7 +27,7 @@ const maxShapes = 256
 // inspect reads the table's columns and checks that rows of it can be moved. The query cannot
 // fail over what it finds, so it does no harm to a caller's transaction.
 func inspect(ctx context.Context, q pg.Querier, t resolved, kind idKind, numbers bool) (*layout, error) {
-	l := &layout{table: t, columns: map[string]column{}, shapes: map[string]string{}}
+	l := &layout{table: t, columns: map[string]column{}, shapes: map[shape]string{}}
 	isTable := true
 	for scan, err := range q.Query(ctx, sqlColumns, t.schema, t.name) {
 		var name string
@@ -62,9 +62,9 @@ const (
 const typeUUID = "pg_catalog.uuid"
 
 func (l *layout) check(kind idKind, numbers bool) error {
-	for _, name := range []string{l.table.ID, l.table.State, l.table.Version} {
-		if _, ok := l.columns[name]; !ok && name != "" {
-			return l.bad(fmt.Sprintf("has no column %q", name), "set ID, State and Version of the Table")
+	for _, name := range l.table.kept() {
+		if _, ok := l.columns[name]; !ok {
+			return l.bad(fmt.Sprintf("has no column %q", name), "set ID, State, Version and Since of the Table")
 		}
 	}
 	id := l.columns[l.table.ID]
@@ -88,6 +88,19 @@ func (l *layout) check(kind idKind, numbers bool) error {
 	}
 	if v := l.columns[l.table.Version]; l.table.Version != "" && !isInteger(v) {
 		return l.bad(fmt.Sprintf("version column %q is of type %s", l.table.Version, v.typ), "it has to be an integer")
+	}
+	if s := l.columns[l.table.Since]; l.table.Since != "" && s.typ != "pg_catalog.timestamptz" {
+		return l.bad(fmt.Sprintf("since column %q is of type %s", l.table.Since, s.typ), "it has to be a timestamptz")
+	}
+	return nil
+}
+
+// checkColumns finds columns that the machine's Require and Setting name and the table does not have.
+func (l *layout) checkColumns(names []string) error {
+	for _, name := range names {
+		if _, ok := l.columns[name]; !ok {
+			return l.bad(fmt.Sprintf("has no column %q", name), "the machine names it in Require or Setting")
+		}
 	}
 	return nil
 }

@@ -4,6 +4,7 @@ import (
 	"reflect"
 	"slices"
 	"strconv"
+	"time"
 )
 
 // StateType is what states are made of: a type of the user's own, for a column of text or enum, or of integers.
@@ -64,12 +65,14 @@ type Machine[S StateType] struct {
 	initial []S
 	final   []S
 	events  map[string]*moves[S]
-	order   []string // of the events, as they were first mentioned
+	order   []string       // of the events, as they were first mentioned
+	require map[S][]string // columns, by state
 }
 
 // moves is what one event does, state by state.
 type moves[S StateType] struct {
-	sources, targets []S // edge i leads from sources[i] to targets[i]
+	sources, targets []S    // edge i leads from sources[i] to targets[i]
+	details          []edge // and says this
 	ignored          []S
 
 	// idle are the targets that the event does not leave again: a row there may
@@ -82,6 +85,38 @@ type moves[S StateType] struct {
 
 	// overlap says that a target is a source too, so that a repeat would move on.
 	overlap bool
+}
+
+// edge is what an edge says beside its ends.
+type edge struct {
+	reversal string        // why a final state is left
+	after    time.Duration // when Sweep fires it, or 0
+	columns  []string      // that the call has to set
+}
+
+// columns are what a call has to set, whichever edge it comes to.
+func (mv *moves[S]) columns() []string {
+	var out []string
+	for _, e := range mv.details {
+		for _, c := range e.columns {
+			if !slices.Contains(out, c) {
+				out = append(out, c)
+			}
+		}
+	}
+	return out
+}
+
+// columns are all that Require and Setting name.
+func (m *Machine[S]) columns() []string {
+	var out []string
+	for _, s := range m.states {
+		out = append(out, m.require[s]...)
+	}
+	for _, name := range m.order {
+		out = append(out, m.events[name].columns()...)
+	}
+	return out
 }
 
 // Name is the machine's name.
@@ -117,6 +152,35 @@ func (m *Machine[S]) Allowed(from S) []Event[S] {
 
 // IsFinal reports whether a state was declared final.
 func (m *Machine[S]) IsFinal(s S) bool { return slices.Contains(m.final, s) }
+
+// IsReversal reports whether ev leaves the state against its being final, as declared by
+// [Rule.Reversal].
+func (m *Machine[S]) IsReversal(from S, ev Event[S]) bool {
+	e, ok := m.edge(from, ev)
+	return ok && e.reversal != ""
+}
+
+// After is when [Binding.Sweep] fires ev in a state, as declared by [Source.After]; ok is false where it
+// never does.
+func (m *Machine[S]) After(from S, ev Event[S]) (after time.Duration, ok bool) {
+	e, _ := m.edge(from, ev)
+	return e.after, e.after > 0
+}
+
+// Required lists the columns that a row in a state has to have, as declared by [Require].
+func (m *Machine[S]) Required(s S) []string { return slices.Clone(m.require[s]) }
+
+func (m *Machine[S]) edge(from S, ev Event[S]) (edge, bool) {
+	mv := m.events[ev.name]
+	if mv == nil {
+		return edge{}, false
+	}
+	i := slices.Index(mv.sources, from)
+	if i < 0 {
+		return edge{}, false
+	}
+	return mv.details[i], true
+}
 
 // NeedsDedup reports whether ev can be fired with [Dedup] only: one of its targets is one of its
 // sources too, so that a repeat without an id would be one more step.

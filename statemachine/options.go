@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"encoding/json"
 	"fmt"
+	"time"
 )
 
 // MaxMeta is how long the JSON of [Meta] may be, in bytes.
@@ -16,6 +17,7 @@ type Option func(*call)
 type call struct {
 	dedup, actor, meta *string
 	lock               bool
+	timeout            time.Duration // of the wait for the row; 0 is none of the caller's
 	version            *int64
 	where, match       []condition
 	sets               []assignment
@@ -96,7 +98,7 @@ func Where(expr string, args ...any) Option {
 
 // Match says what must hold for this to be the event that it claims to be. Unlike [Where] it is tested
 // on a repeat too, so it should be about columns that the event does not change. A second
-// callback with another amount is refused, although the order is paid. Error: [ErrGuard].
+// callback with another amount is refused, although the order is paid. Error: [ErrConflict].
 //
 //	statemachine.Match("amount = $1", evt.Amount)
 //
@@ -115,6 +117,21 @@ func ExpectVersion(version int64) Option { return func(c *call) { c.version = &v
 // no lock at READ COMMITTED, and its answer is about the moment when the statement began. Cost of a repeat with it:
 // a row lock, an xid, a flush.
 func Lock() Option { return func(c *call) { c.lock = true } }
+
+// LockTimeout is how long to wait for a row that somebody else has locked, whole milliseconds and 1 at
+// least. After that it is [ErrBusy]. A shorter lock_timeout of the role stands, and so does the limit that
+// [Binding.Fire] has anyway. In a caller's transaction the setting is put back at the end of the statement.
+func LockTimeout(d time.Duration) Option {
+	return func(c *call) {
+		if d < time.Millisecond || d > maxWait {
+			c.find("LockTimeout", fmt.Sprintf("is %v: it has to be between a millisecond and %v", d, maxWait))
+		}
+		c.timeout = d
+	}
+}
+
+// maxWait is what lock_timeout can be, or a bit less.
+const maxWait = 24 * 24 * time.Hour
 
 // Actor is written to the history: who did this. 1 to 255 bytes.
 func Actor(name string) Option {

@@ -13,21 +13,23 @@ const (
 	//
 	// $1 id, $2 sources, $3 targets, $4 states where it has been applied, $5 states where it is
 	// ignored, $6 may answer without a lock, $7 how long to wait for it in ms, or 0 to leave that to the
-	// transaction. A shorter limit of the role stands.
+	// transaction. A shorter limit of the role stands. The limit of before is put back by the statement itself, at
+	// its end; if it fails, by the end of what it has failed.
 	sqlFire = `
 WITH pgonce_wait AS MATERIALIZED (
-  SELECT pg_catalog.set_config('lock_timeout', (LEAST($7::bigint, NULLIF((1000 * extract(epoch FROM pg_catalog.current_setting('lock_timeout')::interval))::bigint, 0)))::text, true) AS pgonce_w
+  SELECT pg_catalog.current_setting('lock_timeout') AS pgonce_was,
+         pg_catalog.set_config('lock_timeout', (LEAST($7::bigint, NULLIF((1000 * extract(epoch FROM pg_catalog.current_setting('lock_timeout')::interval))::bigint, 0)))::text, true) AS pgonce_w
    WHERE $7::bigint > 0
 ), pgonce_seen AS MATERIALIZED (
   SELECT "state"::text COLLATE "C" AS pgonce_s, NULL::bigint /*version*/ AS pgonce_sv
     FROM "public"."orders"
-   WHERE "id" = $1::bigint AND $6::boolean AND pg_catalog.current_setting('transaction_isolation') = 'read committed'
+   WHERE "id" = $1::bigint /*scope*/ AND $6::boolean AND pg_catalog.current_setting('transaction_isolation') = 'read committed'
      AND "state"::text COLLATE "C" = ANY ($4::text::text[] || $5::text::text[]) /*matches*/
 ), pgonce_cur AS MATERIALIZED (
   SELECT "state"::text COLLATE "C" AS pgonce_f, NULL::bigint /*version*/ AS pgonce_v, "id"::text AS pgonce_e,
          CASE WHEN false THEN 0 /*where*/ ELSE 0 END AS pgonce_g, CASE WHEN false THEN 0 /*match*/ ELSE 0 END AS pgonce_m
     FROM "public"."orders"
-   WHERE "id" = $1::bigint AND NOT EXISTS (SELECT FROM pgonce_seen) AND (SELECT pg_catalog.count(pgonce_w) FROM pgonce_wait) >= 0
+   WHERE "id" = $1::bigint /*scope*/ AND NOT EXISTS (SELECT FROM pgonce_seen) AND (SELECT pg_catalog.count(pgonce_w) FROM pgonce_wait) >= 0
      FOR NO KEY UPDATE
 ), pgonce_plan AS MATERIALIZED (
   SELECT pgonce_f, pgonce_v, pgonce_e, pgonce_g, pgonce_m, pg_catalog.count(*) OVER () AS pgonce_n,
@@ -40,12 +42,13 @@ WITH pgonce_wait AS MATERIALIZED (
 ), pgonce_moved AS (
   UPDATE "public"."orders" SET "state" = pgonce_to::text /*as state*/ /*set*/
     FROM pgonce_plan
-   WHERE "id" = $1::bigint AND pgonce_o = 0
+   WHERE "id" = $1::bigint /*scope*/ AND pgonce_o = 0
   RETURNING "state"::text COLLATE "C" AS pgonce_t
 )
 SELECT pgonce_n, COALESCE(pgonce_s, pgonce_f), pgonce_t, pgonce_o, pgonce_s IS NOT NULL, NULL::text, pgonce_t IS NOT NULL,
        pgonce_g, pgonce_m, COALESCE(pgonce_sv, pgonce_v), NULL::bigint, NULL::timestamptz,
-       CASE WHEN pgonce_o = 0 AND (pgonce_t = pgonce_to) IS NOT TRUE THEN ('pgonce: diverted ' || pgonce_e)::int END
+       CASE WHEN pgonce_o = 0 AND (pgonce_t = pgonce_to) IS NOT TRUE THEN ('pgonce: diverted ' || pgonce_e)::int END,
+       (SELECT pg_catalog.count(pg_catalog.set_config('lock_timeout', pgonce_was, true)) FROM pgonce_wait)
   FROM (SELECT 1) AS pgonce_one LEFT JOIN pgonce_seen ON true LEFT JOIN pgonce_plan ON true LEFT JOIN pgonce_moved ON true`
 
 	// sqlFireHistory is sqlFire with a history and with dedup ids. The row of the history comes
@@ -61,13 +64,14 @@ SELECT pgonce_n, COALESCE(pgonce_s, pgonce_f), pgonce_t, pgonce_o, pgonce_s IS N
 	// already, $13 actor, $14 meta.
 	sqlFireHistory = `
 WITH pgonce_wait AS MATERIALIZED (
-  SELECT pg_catalog.set_config('lock_timeout', (LEAST($7::bigint, NULLIF((1000 * extract(epoch FROM pg_catalog.current_setting('lock_timeout')::interval))::bigint, 0)))::text, true) AS pgonce_w
+  SELECT pg_catalog.current_setting('lock_timeout') AS pgonce_was,
+         pg_catalog.set_config('lock_timeout', (LEAST($7::bigint, NULLIF((1000 * extract(epoch FROM pg_catalog.current_setting('lock_timeout')::interval))::bigint, 0)))::text, true) AS pgonce_w
    WHERE $7::bigint > 0
 ), pgonce_dup AS MATERIALIZED (
   SELECT event AS pgonce_de, from_state AS pgonce_df, to_state AS pgonce_dt, outcome AS pgonce_do,
          version AS pgonce_dv, seq AS pgonce_ds, at AS pgonce_da
     FROM "pgonce"."transition"
-   WHERE entity = $1::bigint::text AND machine = $8::text AND dedup = $10::text
+   WHERE entity = $1::bigint::text AND machine = $8::text AND dedup = $10::text /*scoped*/
 ), pgonce_last AS MATERIALIZED (
   SELECT event AS pgonce_le, to_state AS pgonce_lt
     FROM "pgonce"."transition"
@@ -76,7 +80,7 @@ WITH pgonce_wait AS MATERIALIZED (
 ), pgonce_seen AS MATERIALIZED (
   SELECT "state"::text COLLATE "C" AS pgonce_s, NULL::bigint /*version*/ AS pgonce_sv
     FROM "public"."orders"
-   WHERE "id" = $1::bigint AND $6::boolean AND pg_catalog.current_setting('transaction_isolation') = 'read committed'
+   WHERE "id" = $1::bigint /*scope*/ AND $6::boolean AND pg_catalog.current_setting('transaction_isolation') = 'read committed'
      AND ("state"::text COLLATE "C" = ANY ($5::text::text[])
           OR "state"::text COLLATE "C" = ANY ($4::text::text[])
              AND (NOT $11::boolean OR EXISTS (SELECT FROM pgonce_last WHERE pgonce_le = $9::text AND pgonce_lt = "state"::text COLLATE "C"))) /*matches*/
@@ -84,7 +88,7 @@ WITH pgonce_wait AS MATERIALIZED (
   SELECT "state"::text COLLATE "C" AS pgonce_f, NULL::bigint /*version*/ AS pgonce_v, "id"::text AS pgonce_e,
          CASE WHEN false THEN 0 /*where*/ ELSE 0 END AS pgonce_g, CASE WHEN false THEN 0 /*match*/ ELSE 0 END AS pgonce_m
     FROM "public"."orders"
-   WHERE "id" = $1::bigint AND NOT EXISTS (SELECT FROM pgonce_dup) AND NOT EXISTS (SELECT FROM pgonce_seen) AND (SELECT pg_catalog.count(pgonce_w) FROM pgonce_wait) >= 0
+   WHERE "id" = $1::bigint /*scope*/ AND NOT EXISTS (SELECT FROM pgonce_dup) AND NOT EXISTS (SELECT FROM pgonce_seen) AND (SELECT pg_catalog.count(pgonce_w) FROM pgonce_wait) >= 0
      FOR NO KEY UPDATE
 ), pgonce_plan AS MATERIALIZED (
   SELECT pgonce_f, pgonce_v, pgonce_e, pgonce_g, pgonce_m, pg_catalog.count(*) OVER () AS pgonce_n,
@@ -106,13 +110,14 @@ WITH pgonce_wait AS MATERIALIZED (
 ), pgonce_moved AS (
   UPDATE "public"."orders" SET "state" = pgonce_to::text /*as state*/ /*set*/
     FROM pgonce_plan, pgonce_h
-   WHERE "id" = $1::bigint AND pgonce_ho = 0
+   WHERE "id" = $1::bigint /*scope*/ AND pgonce_ho = 0
   RETURNING "state"::text COLLATE "C" AS pgonce_t
 )
 SELECT pgonce_n, COALESCE(pgonce_df, pgonce_s, pgonce_f), COALESCE(pgonce_dt, pgonce_t), COALESCE(pgonce_do, pgonce_o),
        pgonce_s IS NOT NULL, pgonce_de, pgonce_ho IS NOT NULL, pgonce_g, pgonce_m,
        COALESCE(pgonce_dv, pgonce_sv, pgonce_v), COALESCE(pgonce_ds, pgonce_hs), COALESCE(pgonce_da, pgonce_ha),
-       CASE WHEN pgonce_ho = 0 AND (pgonce_t = pgonce_to) IS NOT TRUE THEN ('pgonce: diverted ' || pgonce_e)::int END
+       CASE WHEN pgonce_ho = 0 AND (pgonce_t = pgonce_to) IS NOT TRUE THEN ('pgonce: diverted ' || pgonce_e)::int END,
+       (SELECT pg_catalog.count(pg_catalog.set_config('lock_timeout', pgonce_was, true)) FROM pgonce_wait)
   FROM (SELECT 1) AS pgonce_one LEFT JOIN pgonce_dup ON true LEFT JOIN pgonce_seen ON true LEFT JOIN pgonce_plan ON true
        LEFT JOIN pgonce_h ON true LEFT JOIN pgonce_moved ON true`
 

@@ -5,6 +5,7 @@ import (
 	"encoding/hex"
 	"fmt"
 	"reflect"
+	"slices"
 	"strings"
 	"unicode/utf8"
 
@@ -36,6 +37,22 @@ type Table struct {
 	// Version is an integer column that counts the moves, if there is one. Every move adds one to it.
 	Version string
 
+	// Since is a column of type timestamptz that says since when the row is in its state, if there is one. Every move
+	// sets it: to the time of the move in the history, or without one to that of the statement. [Source.After] needs
+	// it, and so does a query for rows that are stuck. An index on it costs the HOT updates of the table;
+	// one that pays names the states in its condition: (since, id) WHERE state IN ('unpaid').
+	Since string
+
+	// Scope is a condition on the columns of the row, for every call: a row for which it does not hold is not
+	// there ([ErrNotFound]), and neither its state nor its history can be learned. The rules of [Where] apply. It may
+	// have parameters, which [Binding.In] gives.
+	//
+	//	Scope: "tenant_id = $1 AND deleted_at IS NULL"
+	//
+	// It does not make ids of its own for each tenant: the id column has to be unique in the whole
+	// table.
+	Scope string
+
 	// NoHistory writes nothing to the history: no library table is needed, [Dedup] is
 	// not to be had, and a machine where the state alone does not tell whether an event
 	// was applied is refused by [Bind].
@@ -49,6 +66,8 @@ type Table struct {
 type resolved struct {
 	Table
 	schema, name string
+	scope        expression
+	scopeArgs    int
 }
 
 func (t Table) resolve() (resolved, []error) {
@@ -65,6 +84,7 @@ func (t Table) resolve() (resolved, []error) {
 		{"id column", t.ID},
 		{"state column", t.State},
 		{"version column", cmp.Or(t.Version, "none")},
+		{"since column", cmp.Or(t.Since, "none")},
 	} {
 		if reason := fault(n.name, maxIdentifier); reason != "" {
 			find(n.part, reason)
@@ -73,13 +93,30 @@ func (t Table) resolve() (resolved, []error) {
 	if strings.Contains(r.name, ".") {
 		find("table's name", fmt.Sprintf("%q has more than one dot", t.Name))
 	}
-	if t.ID == t.State || t.ID == t.Version || t.State == t.Version {
+	if kept := r.kept(); len(slices.Compact(slices.Sorted(slices.Values(kept)))) < len(kept) {
 		find("table", "has one column for two purposes")
+	}
+	if t.Scope != "" {
+		var err error
+		if r.scope, r.scopeArgs, err = parseScope(t.Scope); err != nil {
+			find(fmt.Sprintf("scope %q", t.Scope), err.Error())
+		}
 	}
 	if err := pg.CheckSchemaName(t.Schema); err != nil {
 		findings = append(findings, err)
 	}
 	return r, findings
+}
+
+// kept are the columns that the machine writes, or by which it knows the row.
+func (t Table) kept() []string {
+	kept := []string{t.ID, t.State}
+	for _, name := range []string{t.Version, t.Since} {
+		if name != "" {
+			kept = append(kept, name)
+		}
+	}
+	return kept
 }
 
 // maxIdentifier is what Postgres cuts longer names down to.

@@ -59,6 +59,13 @@ func machineSuites[TX any]() suites[TX] {
 		"machine/NotUnique":              machineNotUnique[TX],
 		"machine/TableChanges":           machineTableChanges[TX],
 		"machine/Forbidden":              machineForbidden[TX],
+		"machine/ManyPartition":          machineManyPartition[TX],
+		"machine/ManyDedup":              machineManyDedup[TX],
+		"machine/ManySharedTarget":       machineManySharedTarget[TX],
+		"machine/ManyStorm":              machineManyStorm[TX],
+		"machine/ManyRefusedByServer":    machineManyRefusedByServer[TX],
+		"machine/ManyBusy":               machineManyBusy[TX],
+		"machine/ManyIds":                machineManyIDs[TX],
 	}
 }
 

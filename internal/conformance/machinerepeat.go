@@ -105,7 +105,7 @@ func machineNilAnswersAreRecorded[TX any](t *testing.T, c Client[TX]) {
 
 	// A refusal is no answer to hold on to: the same delivery may be applied later.
 	_, err := y.fire(1, turnOn, sm.Dedup("6"), sm.Match("amount = 1"))
-	wantErr(t, err, sm.ErrGuard)
+	wantErr(t, err, sm.ErrConflict)
 	y.want(1, turnOn, sm.AlreadyApplied, inB, inB, sm.Dedup("6"), sm.Match("amount = 100"))
 }
 

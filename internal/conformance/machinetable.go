@@ -200,8 +200,15 @@ func machineGuards[TX any](t *testing.T, c Client[TX]) {
 		t.Helper()
 		for _, more := range [][]sm.Option{nil, {sm.Dedup("refused")}, {sm.Lock()}} {
 			_, err := y.fire(1, goEvent, append(more, opts...)...)
+			if match {
+				wantErr(t, err, sm.ErrConflict)
+				if e, ok := errors.AsType[*sm.ConflictError](err); !ok || e.Reason != sm.ReasonMatch || e.Expr != expr || e.Event != "go" || e.Machine != "flow" {
+					t.Errorf("got %+v, want %s", e, expr)
+				}
+				continue
+			}
 			wantErr(t, err, sm.ErrGuard)
-			if e, ok := errors.AsType[*sm.GuardError](err); !ok || e.Expr != expr || e.Match != match || e.Event != "go" || e.Machine != "flow" {
+			if e, ok := errors.AsType[*sm.GuardError](err); !ok || e.Expr != expr || e.Event != "go" || e.Machine != "flow" {
 				t.Errorf("got %+v, want %s", e, expr)
 			}
 		}
@@ -263,7 +270,7 @@ func machineVersion[TX any](t *testing.T, c Client[TX]) {
 	y.sql(`UPDATE item SET version = 7`)
 	_, err := y.fire(1, prepare, sm.ExpectVersion(6))
 	wantErr(t, err, sm.ErrConflict)
-	if e, ok := errors.AsType[*sm.ConflictError](err); !ok || e.WantVersion != 6 || e.Version != 7 {
+	if e, ok := errors.AsType[*sm.ConflictError](err); !ok || e.Reason != sm.ReasonVersion || e.WantVersion != 6 || e.Version != 7 {
 		t.Errorf("got %+v", e)
 	}
 	wantText(t, err, "row 1 is at version 7, not 6")

@@ -66,7 +66,7 @@ func machineRefusalKeepsTx[TX any](t *testing.T, c Client[TX]) {
 			{9, goEvent, nil, sm.ErrNotFound},
 			{3, goEvent, nil, sm.ErrUnknownState},
 			{1, archive, []sm.Option{sm.Where("NOT ok")}, sm.ErrGuard},
-			{1, goEvent, []sm.Option{sm.Match("NOT ok")}, sm.ErrGuard},
+			{1, goEvent, []sm.Option{sm.Match("NOT ok")}, sm.ErrConflict},
 			{1, archive, []sm.Option{sm.Dedup("used")}, sm.ErrDedupReused},
 			{1, archive, []sm.Option{sm.Where("true); DROP TABLE item; --")}, sm.ErrInvalid},
 			{1, archive, []sm.Option{sm.Set("none", 1)}, sm.ErrInvalid},

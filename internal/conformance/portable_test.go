@@ -81,7 +81,7 @@ func TestEverySQLConstantIsPortableAndValid(t *testing.T) {
 	}
 	defer func() { _ = conn.Close(t.Context()) }()
 
-	db.Exec(t, `CREATE TABLE orders (id bigint PRIMARY KEY, state text)`) // what texts about a user's table are written for
+	db.Exec(t, `CREATE TABLE orders (id bigint PRIMARY KEY, state text, since timestamptz)`) // what texts about a user's table are written for
 	constants := sqlConstants(t)
 	if len(constants) < 10 {
 		t.Fatalf("found only %v", slices.Sorted(maps.Keys(constants)))
