@@ -45,7 +45,7 @@ SELECT 5, pgonce_p, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, 
 UNION ALL
 SELECT 4, NULL, NULL, NULL, NULL, NULL, NULL,
        CASE WHEN (SELECT pg_catalog.count(*) FROM pgonce_plan WHERE pgonce_o = 0) <> (SELECT pg_catalog.count(*) FROM pgonce_moved WHERE pgonce_t = pgonce_tt)
-            THEN ('pgonce: diverted a row of many')::int END,
+            THEN ('pgonce: diverted one row of ' || (SELECT pg_catalog.count(*) FROM pgonce_ids))::int END,
        (SELECT pg_catalog.count(pg_catalog.set_config('lock_timeout', pgonce_was, true)) FROM pgonce_wait), NULL, NULL, NULL, NULL`
 
 	// sqlManyHistory is sqlMany with a history. It returns also what it has written to the history (2), to be
@@ -110,7 +110,7 @@ SELECT 5, pgonce_p, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, 
 UNION ALL
 SELECT 4, NULL, NULL, NULL, NULL, NULL, NULL,
        CASE WHEN (SELECT pg_catalog.count(*) FROM pgonce_h WHERE pgonce_ho = 0) <> (SELECT pg_catalog.count(*) FROM pgonce_moved WHERE pgonce_t = pgonce_tt)
-            THEN ('pgonce: diverted a row of many')::int END,
+            THEN ('pgonce: diverted one row of ' || (SELECT pg_catalog.count(*) FROM pgonce_ids))::int END,
        (SELECT pg_catalog.count(pg_catalog.set_config('lock_timeout', pgonce_was, true)) FROM pgonce_wait), NULL, NULL, NULL, NULL`
 
 	// sqlDue locks rows whose time in state $1 is up, $2 being that time, and passes over those that somebody has locked. It
