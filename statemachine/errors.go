@@ -49,7 +49,7 @@ var (
 	ErrRetryTx = errors.New("transaction must be repeated")
 
 	// ErrDiverted means that a trigger has swallowed the move, or made another one of it. The
-	// statement has failed, so a transaction can only be rolled back.
+	// statement has failed, so a transaction can only be rolled back. After [Binding.CreateTx] it may be alive.
 	ErrDiverted = errors.New("a trigger diverted the move")
 
 	// ErrReadOnly means that the database or the transaction does not accept writes.
@@ -147,6 +147,9 @@ func (e *ConflictError) Error() string {
 		return fmt.Sprintf("%v: row %v is at version %d, not %d", ErrConflict, e.ID, e.Version, e.WantVersion)
 	case ReasonMatch:
 		return fmt.Sprintf("%v: row %v in %q is not what %q is about: Match(%q)", ErrConflict, e.ID, e.State, e.Event, e.Expr)
+	}
+	if e.Event == eventCreate {
+		return fmt.Sprintf("%v: row %v is there already, in %q, and was not created so", ErrConflict, e.ID, e.State)
 	}
 	where := fmt.Sprintf("%v: row %v is %q, %q needs %s", ErrConflict, e.ID, e.State, e.Event, list(e.Sources))
 	if e.InTarget {

@@ -140,20 +140,21 @@ type firing[K ID, S StateType, TX any] struct {
 }
 
 func (b *Binding[K, S, TX]) newFiring(id K, ev Event[S], opts []Option) (*firing[K, S, TX], error) {
+	return b.newFiringOf(id, ev, opts, false)
+}
+
+// newFiringOf checks a call. due says that it is not a repeat, whatever the event.
+func (b *Binding[K, S, TX]) newFiringOf(id K, ev Event[S], opts []Option, due bool) (*firing[K, S, TX], error) {
 	f := &firing[K, S, TX]{b: b, id: id, event: ev, mv: b.m.events[ev.name], arg: idArg(id)}
 	c := &f.call
-	for _, opt := range opts {
-		if opt != nil {
-			opt(c)
-		}
-	}
+	c.apply(opts)
 	if reason := b.faultOfID(f.arg); reason != "" {
 		c.find("id", reason)
 	}
 	switch {
 	case f.mv == nil:
 		c.find(fmt.Sprintf("event %q", ev.name), fmt.Sprintf("is not one of machine %q", b.m.name))
-	case f.mv.overlap && c.dedup == nil:
+	case f.mv.overlap && c.dedup == nil && !due:
 		c.find(fmt.Sprintf("event %q", ev.name), "has a target among its sources: without Dedup a repeat would be one more step")
 	}
 	if b.table.NoHistory && (c.dedup != nil || c.actor != nil || c.meta != nil) {
@@ -215,10 +216,8 @@ func (f *firing[K, S, TX]) prepare(ctx context.Context, q pg.Querier) error {
 	if err != nil {
 		return err
 	}
-	for _, s := range f.call.sets {
-		if _, ok := l.columns[s.column]; !ok {
-			return &InvalidError{fmt.Sprintf("Set(%q)", s.column), fmt.Sprintf("names no column of %s", l.table)}
-		}
+	if err := l.known(f.call.sets); err != nil {
+		return err
 	}
 	f.uuid = l.idType == typeUUID
 	if text, ok := f.arg.(string); ok && !f.many && f.uuid {

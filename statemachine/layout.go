@@ -109,6 +109,16 @@ func isInteger(c column) bool {
 	return c.typ == "pg_catalog.int8" || c.typ == "pg_catalog.int4" || c.typ == "pg_catalog.int2"
 }
 
+// known refuses to set what is no column.
+func (l *layout) known(sets []assignment) error {
+	for _, s := range sets {
+		if _, ok := l.columns[s.column]; !ok {
+			return &InvalidError{fmt.Sprintf("Set(%q)", s.column), fmt.Sprintf("names no column of %s", l.table)}
+		}
+	}
+	return nil
+}
+
 func (l *layout) has(sets []assignment) bool {
 	for _, s := range sets {
 		if _, ok := l.columns[s.column]; !ok {

@@ -36,6 +36,15 @@ type assignment struct {
 	condition
 }
 
+// apply notes what the options say.
+func (c *call) apply(opts []Option) {
+	for _, opt := range opts {
+		if opt != nil {
+			opt(c)
+		}
+	}
+}
+
 func (c *call) find(part, reason string) {
 	c.findings = append(c.findings, &InvalidError{Part: part, Reason: reason})
 }

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"reflect"
 	"slices"
+	"strconv"
 	"strings"
 	"unicode/utf8"
 
@@ -163,6 +164,28 @@ func idArg[K ID](id K) any {
 		return h[:8] + "-" + h[8:12] + "-" + h[12:16] + "-" + h[16:20] + "-" + h[20:]
 	}
 	return v.Int()
+}
+
+// idOf is the opposite of idArg, for the text that the database has of an id.
+func idOf[K ID](text string) (id K, err error) {
+	v := reflect.ValueOf(&id).Elem()
+	switch v.Kind() {
+	case reflect.String:
+		v.SetString(text)
+	case reflect.Array:
+		b, err := hex.DecodeString(strings.ReplaceAll(text, "-", ""))
+		if err != nil || len(b) != v.Len() {
+			return id, &InvalidError{fmt.Sprintf("id %q", text), "is not a UUID"}
+		}
+		reflect.Copy(v, reflect.ValueOf(b))
+	default:
+		n, err := strconv.ParseInt(text, 10, v.Type().Bits())
+		if err != nil {
+			return id, &InvalidError{fmt.Sprintf("id %q", text), fmt.Sprintf("does not fit into %T", id)}
+		}
+		v.SetInt(n)
+	}
+	return id, nil
 }
 
 // faultOfUUID says what is wrong with the text of a UUID. The server would say so too, and the

@@ -66,6 +66,19 @@ func machineSuites[TX any]() suites[TX] {
 		"machine/ManyRefusedByServer":    machineManyRefusedByServer[TX],
 		"machine/ManyBusy":               machineManyBusy[TX],
 		"machine/ManyIds":                machineManyIDs[TX],
+		"machine/GuardInGo":              machineGuardInGo[TX],
+		"machine/GuardHoldsTheRow":       machineGuardHoldsTheRow[TX],
+		"machine/Create":                 machineCreate[TX],
+		"machine/Adopt":                  machineAdopt[TX],
+		"machine/VerifyHistory":          machineVerifyHistory[TX],
+		"machine/StateAndHistory":        machineStateAndHistory[TX],
+		"machine/Scope":                  machineScope[TX],
+		"machine/LockTimeout":            machineLockTimeout[TX],
+		"machine/Sweep":                  machineSweep[TX],
+		"machine/Sweepers":               machineSweepers[TX],
+		"machine/SweepPoison":            machineSweepPoison[TX],
+		"machine/ReversalAndRequire":     machineReversalAndRequire[TX],
+		"machine/TwoOnOneRow":            machineTwoOnOneRow[TX],
 	}
 }
 
