@@ -21,9 +21,16 @@
 // this is, and the state does not matter: on a machine with a cycle that is the only thing which keeps a late repeat
 // from being applied in the next round.
 //
+// # Beside one event at one row
+//
+// [Binding.FireMany] fires at many rows. [Binding.FireFunc] asks a function in Go while the row is locked, for decisions that need
+// more than its columns. [Binding.Create] inserts a row with the beginning of its history, and [Binding.Adopt] begins it for rows
+// that are there. [Binding.Sweep] fires what is due by time. [Binding.History] reads what became of a row, and
+// [Binding.VerifyHistory] finds where rows and their histories do not fit together.
+//
 // # What it is not
 //
-// It does not keep other programs from writing to the state column.
+// It does not keep other programs from writing to the state column; [Binding.VerifyHistory] finds out afterwards.
 //
 // It is not more durable than the database's commits are, and an answer of FireTx is as provisional as
 // the transaction that it was given in.

@@ -125,3 +125,38 @@ func TestMachineAnswersQuestions(t *testing.T) {
 		t.Error("the machine can be written to")
 	}
 }
+
+// What New says of reversals, time-outs and required columns.
+func TestNewChecksTimeReversalsAndColumns(t *testing.T) {
+	t.Parallel()
+	for says, rules := range map[string][]sm.Rule[light]{
+		`state "b" is final and has a way out by "off": if that is meant, say Reversal`: {from("a").On(on).To("b"), from("b").On(off).To("c"), from("b").On(fail).To("c").Reversal("r")},
+		`Reversal has a reason that is empty`:                                           {from("a").On(on).To("b"), from("b").On(off).To("c").Reversal("")},
+		`Final leads nowhere, so it has no Reversal`:                                    {from("a").On(on).To("b"), from("a").On(off).To("c"), sm.Final[light]("b").Reversal("r")},
+		`state "b" requires "at", which event "off" in state "a" does not set`:          {from("a").On(on).To("b").Setting("at"), from("a").On(off).To("b"), from("a").On(dim).To("c"), sm.Require[light]("b", "at")},
+		`Setting names no column`:                                                       {from("a").On(on).To("b").Setting(), from("a").On(off).To("c")},
+		`Setting("a\x00") has the control character`:                                    {from("a").On(on).To("b").Setting("a\x00"), from("a").On(off).To("c")},
+		`Require names no column`:                                                       {from("a").On(on).To("b"), from("a").On(off).To("c"), sm.Require[light]("b")},
+		`state "a" has two time-outs, "on" and "off"`:                                   {from("a").After(1e9).On(on).To("b"), from("a").After(2e9).On(off).To("c")},
+		`After is 0s: it has to be whole microseconds`:                                  {from("a").After(0).On(on).To("b"), from("a").On(off).To("c")},
+		`After is 1.5µs`:                             {from("a").After(1500).On(on).To("b"), from("a").On(off).To("c")},
+		`After is said of what is ignored`:           {from("a").On(on).To("b"), from("a").On(off).To("c"), from("c").After(1e9).Ignore(on)},
+		`event "(create)" begins with a parenthesis`: {from("a").On(sm.NewEvent[light]("(create)")).To("b"), from("a").On(off).To("c")},
+	} {
+		_, err := sm.New("lights", append(rules, sm.Initial[light]("a"), sm.Final[light]("b", "c"))...)
+		if !errors.Is(err, sm.ErrInvalid) || !strings.Contains(err.Error(), says) {
+			t.Errorf("got %v\nwant it to say %s", err, says)
+		}
+	}
+	m := sm.MustNew("lights", sm.Initial[light]("a"), sm.Final[light]("c"), sm.Require[light]("b", "at"), sm.Require[light]("c", "at"),
+		from("a").After(1e9).On(on).To("b").Setting("at"), from("b").On(off).To("c"), from("c").On(fail).To("b").Reversal("it blinks"))
+	if !m.IsReversal("c", fail) || m.IsReversal("a", on) || m.IsReversal("z", dim) || !m.IsFinal("c") {
+		t.Error("reversals are wrong")
+	}
+	if d, ok := m.After("a", on); d != 1e9 || !ok {
+		t.Errorf("after %v, %t", d, ok)
+	}
+	if d, ok := m.After("b", off); d != 0 || ok || !slices.Equal(m.Required("b"), []string{"at"}) || len(m.Required("a")) != 0 {
+		t.Errorf("after %v, %t, required %v", d, ok, m.Required("b"))
+	}
+}

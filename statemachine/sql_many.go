@@ -117,7 +117,7 @@ SELECT 4, NULL, NULL, NULL, NULL, NULL, NULL,
 	// begins after the row of $4 and $5, and returns $3 of them at most, the oldest first. Locks: the rows, FOR NO KEY
 	// UPDATE. Index: one on ("since", "id"), where there is one.
 	sqlDue = `
-SELECT "id"::text, "since"::text
+SELECT "id"::text AS pgonce_e, "since"::text AS pgonce_s
   FROM "public"."orders"
  WHERE "state"::text COLLATE "C" = $1::text AND "since" <= pg_catalog.statement_timestamp() - $2::text::interval
        AND ("since", "id") > ($4::text::timestamptz, $5::text::bigint /*id*/) /*scope*/
@@ -127,7 +127,7 @@ SELECT "id"::text, "since"::text
 
 	// sqlDueFirst is sqlDue from the beginning.
 	sqlDueFirst = `
-SELECT "id"::text, "since"::text
+SELECT "id"::text AS pgonce_e, "since"::text AS pgonce_s
   FROM "public"."orders"
  WHERE "state"::text COLLATE "C" = $1::text AND "since" <= pg_catalog.statement_timestamp() - $2::text::interval /*scope*/
  ORDER BY "since", "id"
@@ -136,7 +136,7 @@ SELECT "id"::text, "since"::text
 
 	// sqlDueAmong is sqlDue for rows that were due a moment ago, $3 being their ids.
 	sqlDueAmong = `
-SELECT "id"::text, "since"::text
+SELECT "id"::text AS pgonce_e, "since"::text AS pgonce_s
   FROM "public"."orders"
  WHERE "id" = ANY ($3::text::bigint[]) AND "state"::text COLLATE "C" = $1::text
        AND "since" <= pg_catalog.statement_timestamp() - $2::text::interval /*scope*/

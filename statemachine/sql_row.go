@@ -93,7 +93,7 @@ SELECT to_state, seq, at, version
 	// sqlUnadopted locks rows after the one of $2, in the order of their ids, $1 of them at most. Locks: the rows,
 	// FOR NO KEY UPDATE. Index: the one of "id".
 	sqlUnadopted = `
-SELECT "id"::text, "state"::text COLLATE "C"
+SELECT "id"::text AS pgonce_e, "state"::text COLLATE "C" AS pgonce_f
   FROM "public"."orders"
  WHERE "id" > $2::text::bigint /*id*/ /*scope*/
  ORDER BY "id"
@@ -102,7 +102,7 @@ SELECT "id"::text, "state"::text COLLATE "C"
 
 	// sqlUnadoptedFirst is sqlUnadopted from the beginning.
 	sqlUnadoptedFirst = `
-SELECT "id"::text, "state"::text COLLATE "C"
+SELECT "id"::text AS pgonce_e, "state"::text COLLATE "C" AS pgonce_f
   FROM "public"."orders"
  WHERE true /*scope*/
  ORDER BY "id"
@@ -161,7 +161,7 @@ SELECT 1, pgonce_e, pgonce_s, pgonce_a, pgonce_v, pgonce_b, pgonce_f
 UNION ALL
 SELECT 2, pgonce_e, pgonce_s, pgonce_a, pgonce_v, pgonce_t, COALESCE(pgonce_c, '')
   FROM pgonce_chain JOIN pgonce_row ON pgonce_i = pgonce_e
- WHERE pgonce_z AND pgonce_c IS DISTINCT FROM pgonce_t
+ WHERE pgonce_z AND NOT COALESCE(pgonce_c = pgonce_t, false)
 UNION ALL
 SELECT 3, pgonce_i, 0, NULL, '', '', COALESCE(pgonce_c, '')
   FROM pgonce_row
