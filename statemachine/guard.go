@@ -21,8 +21,8 @@ type Guard[S StateType, TX any] func(ctx context.Context, tx TX, from S) error
 // back, so it must not do what a rollback does not undo. Its error comes back as it is, behind the package's words, and so does
 // its panic. It must not end the transaction, and not keep it.
 //
-// Errors: those of Fire, and those of guard. Cost: on pgx four round trips (BEGIN with the lock, the id of [Dedup] if
-// there is one, the statement of Fire, COMMIT), and those of guard. Locks: the row, FOR NO KEY UPDATE, repeats too.
+// Errors: those of Fire, and those of guard. Cost: on pgx four round trips (BEGIN, the lock, the statement of Fire,
+// COMMIT), one more with [Dedup], and those of guard. Locks: the row, FOR NO KEY UPDATE, repeats too.
 func (b *Binding[K, S, TX]) FireFunc(ctx context.Context, id K, ev Event[S], guard Guard[S, TX], opts ...Option) (Result[S], error) {
 	f, err := b.newFiring(id, ev, opts)
 	if err == nil && guard == nil {
