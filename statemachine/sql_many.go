@@ -6,30 +6,31 @@ const (
 	// these statements wait for each other. It returns a row (1) for each row of the table that it has
 	// locked, one (5) for each id that names a row which another id does too, and a last one (4). Locks: the rows, FOR NO KEY UPDATE. Index: the one of "id".
 	//
-	// $1 the ids as an array, $6 is not used, the others as in sqlFire.
+	// $1 the ids as an array, $6 is not used, the others as in sqlFire. What is the same for all rows is in sub-queries, which
+	// the server evaluates once.
 	sqlMany = `
 WITH pgonce_wait AS MATERIALIZED (
   SELECT pg_catalog.current_setting('lock_timeout') AS pgonce_was,
          pg_catalog.set_config('lock_timeout', (LEAST($7::bigint, NULLIF((1000 * extract(epoch FROM pg_catalog.current_setting('lock_timeout')::interval))::bigint, 0)))::text, true) AS pgonce_w
    WHERE $7::bigint > 0
 ), pgonce_ids AS MATERIALIZED (
-  SELECT pgonce_i, pgonce_p, pg_catalog.min(pgonce_p) OVER (PARTITION BY pgonce_i) AS pgonce_x
+  SELECT pgonce_i, pgonce_p, pg_catalog.row_number() OVER (PARTITION BY pgonce_i ORDER BY pgonce_p) AS pgonce_x
     FROM pg_catalog.unnest($1::text::bigint[]) WITH ORDINALITY AS pgonce_u(pgonce_i, pgonce_p)
    WHERE $6::boolean IS NOT NULL
 ), pgonce_cur AS MATERIALIZED (
   SELECT pgonce_p, "state"::text COLLATE "C" AS pgonce_f, NULL::bigint /*version*/ AS pgonce_v, "id"::text AS pgonce_e,
          CASE WHEN false THEN 0 /*where*/ ELSE 0 END AS pgonce_g, CASE WHEN false THEN 0 /*match*/ ELSE 0 END AS pgonce_m
-    FROM pgonce_ids JOIN "public"."orders" ON "id" = pgonce_i AND pgonce_p = pgonce_x
+    FROM pgonce_ids JOIN "public"."orders" ON "id" = pgonce_i AND pgonce_x = 1
    WHERE (SELECT pg_catalog.count(pgonce_w) FROM pgonce_wait) >= 0 /*scope*/
    ORDER BY "id" /*order*/
      FOR NO KEY UPDATE
 ), pgonce_plan AS MATERIALIZED (
   SELECT pgonce_p, pgonce_f, pgonce_v, pgonce_e, pgonce_g, pgonce_m, pg_catalog.count(*) OVER (PARTITION BY pgonce_p) AS pgonce_n,
-         ($3::text::text[])[pg_catalog.array_position($2::text::text[], pgonce_f)] AS pgonce_to,
+         ((SELECT $3::text::text[]))[pg_catalog.array_position((SELECT $2::text::text[]), pgonce_f)] AS pgonce_to,
          CASE WHEN pg_catalog.count(*) OVER (PARTITION BY pgonce_p) > 1 OR pgonce_m <> 0 THEN NULL
-              WHEN pgonce_f = ANY ($2::text::text[]) THEN CASE WHEN pgonce_g = 0 THEN 0 END
-              WHEN pgonce_f = ANY ($4::text::text[]) THEN 1
-              WHEN pgonce_f = ANY ($5::text::text[]) THEN 2 END AS pgonce_o
+              WHEN pgonce_f = ANY ((SELECT $2::text::text[])::text[]) THEN CASE WHEN pgonce_g = 0 THEN 0 END
+              WHEN pgonce_f = ANY ((SELECT $4::text::text[])::text[]) THEN 1
+              WHEN pgonce_f = ANY ((SELECT $5::text::text[])::text[]) THEN 2 END AS pgonce_o
     FROM pgonce_cur
 ), pgonce_moved AS (
   UPDATE "public"."orders" SET "state" = pgonce_to::text /*as state*/ /*set*/
@@ -41,7 +42,7 @@ SELECT 1, pgonce_p, pgonce_n, pgonce_e, pgonce_f, CASE WHEN pgonce_o = 0 THEN pg
        NULL::bigint, NULL::timestamptz, NULL::text
   FROM pgonce_plan
 UNION ALL
-SELECT 5, pgonce_p, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL FROM pgonce_ids WHERE pgonce_p <> pgonce_x
+SELECT 5, pgonce_p, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL FROM pgonce_ids WHERE pgonce_x > 1
 UNION ALL
 SELECT 4, NULL, NULL, NULL, NULL, NULL, NULL,
        CASE WHEN (SELECT pg_catalog.count(*) FROM pgonce_plan WHERE pgonce_o = 0) <> (SELECT pg_catalog.count(*) FROM pgonce_moved WHERE pgonce_t = pgonce_tt)
@@ -58,31 +59,31 @@ WITH pgonce_wait AS MATERIALIZED (
          pg_catalog.set_config('lock_timeout', (LEAST($7::bigint, NULLIF((1000 * extract(epoch FROM pg_catalog.current_setting('lock_timeout')::interval))::bigint, 0)))::text, true) AS pgonce_w
    WHERE $7::bigint > 0
 ), pgonce_ids AS MATERIALIZED (
-  SELECT pgonce_i, pgonce_p, pg_catalog.min(pgonce_p) OVER (PARTITION BY pgonce_i) AS pgonce_x
+  SELECT pgonce_i, pgonce_p, pg_catalog.row_number() OVER (PARTITION BY pgonce_i ORDER BY pgonce_p) AS pgonce_x
     FROM pg_catalog.unnest($1::text::bigint[]) WITH ORDINALITY AS pgonce_u(pgonce_i, pgonce_p)
    WHERE $6::boolean IS NOT NULL
 ), pgonce_dup AS MATERIALIZED (
   SELECT pgonce_p AS pgonce_dp, event AS pgonce_de, from_state AS pgonce_df, to_state AS pgonce_dt, outcome AS pgonce_do,
          version AS pgonce_dv, seq AS pgonce_ds, at AS pgonce_da
-    FROM pgonce_ids JOIN "pgonce"."transition" ON pgonce_p = pgonce_x AND entity = pgonce_i::text AND machine = $8::text AND dedup = $10::text /*scoped*/
+    FROM pgonce_ids JOIN "pgonce"."transition" ON pgonce_x = 1 AND entity = pgonce_i::text AND machine = $8::text AND dedup = $10::text /*scoped*/
 ), pgonce_cur AS MATERIALIZED (
   SELECT pgonce_p, "state"::text COLLATE "C" AS pgonce_f, NULL::bigint /*version*/ AS pgonce_v, "id"::text AS pgonce_e,
          CASE WHEN false THEN 0 /*where*/ ELSE 0 END AS pgonce_g, CASE WHEN false THEN 0 /*match*/ ELSE 0 END AS pgonce_m
-    FROM pgonce_ids JOIN "public"."orders" ON "id" = pgonce_i AND pgonce_p = pgonce_x
+    FROM pgonce_ids JOIN "public"."orders" ON "id" = pgonce_i AND pgonce_x = 1
    WHERE pgonce_p NOT IN (SELECT pgonce_dp FROM pgonce_dup) AND (SELECT pg_catalog.count(pgonce_w) FROM pgonce_wait) >= 0 /*scope*/
    ORDER BY "id" /*order*/
      FOR NO KEY UPDATE
 ), pgonce_plan AS MATERIALIZED (
   SELECT pgonce_p, pgonce_f, pgonce_v, pgonce_e, pgonce_g, pgonce_m, pg_catalog.count(*) OVER (PARTITION BY pgonce_p) AS pgonce_n,
-         ($3::text::text[])[pg_catalog.array_position($2::text::text[], pgonce_f)] AS pgonce_to,
+         ((SELECT $3::text::text[]))[pg_catalog.array_position((SELECT $2::text::text[]), pgonce_f)] AS pgonce_to,
          CASE WHEN pg_catalog.count(*) OVER (PARTITION BY pgonce_p) > 1 OR pgonce_m <> 0 THEN NULL
-              WHEN pgonce_f = ANY ($2::text::text[]) THEN CASE WHEN pgonce_g = 0 THEN 0 END
-              WHEN pgonce_f = ANY ($4::text::text[]) THEN
+              WHEN pgonce_f = ANY ((SELECT $2::text::text[])::text[]) THEN CASE WHEN pgonce_g = 0 THEN 0 END
+              WHEN pgonce_f = ANY ((SELECT $4::text::text[])::text[]) THEN
                    CASE WHEN NOT $11::boolean OR $12::boolean AND EXISTS (
                           SELECT FROM (SELECT event AS pgonce_le, to_state AS pgonce_lt FROM "pgonce"."transition"
                                         WHERE entity = pgonce_e AND machine = $8::text AND outcome = 0 ORDER BY seq DESC LIMIT 1) AS pgonce_last
                            WHERE pgonce_le = $9::text AND pgonce_lt = pgonce_f) THEN 1 END
-              WHEN pgonce_f = ANY ($5::text::text[]) THEN 2 END AS pgonce_o
+              WHEN pgonce_f = ANY ((SELECT $5::text::text[])::text[]) THEN 2 END AS pgonce_o
     FROM pgonce_cur
 ), pgonce_h AS (
   INSERT INTO "pgonce"."transition" (version, outcome, machine, entity, event, from_state, to_state, dedup, actor, meta)
@@ -106,7 +107,7 @@ SELECT 2, NULL, NULL, pgonce_he, NULL, NULL, NULL, NULL, NULL, NULL, pgonce_hs, 
 UNION ALL
 SELECT 3, pgonce_dp, NULL, NULL, pgonce_df, pgonce_dt, pgonce_do, NULL, NULL, pgonce_dv, pgonce_ds, pgonce_da, pgonce_de FROM pgonce_dup
 UNION ALL
-SELECT 5, pgonce_p, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL FROM pgonce_ids WHERE pgonce_p <> pgonce_x
+SELECT 5, pgonce_p, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL FROM pgonce_ids WHERE pgonce_x > 1
 UNION ALL
 SELECT 4, NULL, NULL, NULL, NULL, NULL, NULL,
        CASE WHEN (SELECT pg_catalog.count(*) FROM pgonce_h WHERE pgonce_ho = 0) <> (SELECT pg_catalog.count(*) FROM pgonce_moved WHERE pgonce_t = pgonce_tt)
