@@ -60,7 +60,7 @@ func Bind[K ID, S StateType, TX any](m *Machine[S], db pg.Driver[TX], t Table) (
 		if reason := mv.needsHistory(); t.NoHistory && reason != "" {
 			findings = append(findings, &InvalidError{Part: fmt.Sprintf("event %q", name), Reason: reason + ": unset NoHistory"})
 		}
-		if t.Since == "" && slices.ContainsFunc(mv.details, func(e edge) bool { return e.after > 0 }) {
+		if t.Since == "" && slices.ContainsFunc(mv.edges, func(e edge[S]) bool { return e.after > 0 }) {
 			findings = append(findings, &InvalidError{Part: fmt.Sprintf("event %q", name), Reason: "has an After, which needs Table.Since"})
 		}
 	}

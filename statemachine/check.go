@@ -181,7 +181,7 @@ func (d *definition[S]) checkRequired(what string, s S) {
 		for _, name := range d.m.order {
 			mv := d.m.events[name]
 			for i, to := range mv.targets {
-				if to == s && !slices.Contains(mv.details[i].columns, column) && !slices.Contains(d.m.require[mv.sources[i]], column) {
+				if to == s && !slices.Contains(mv.edges[i].columns, column) && !slices.Contains(d.m.require[mv.sources[i]], column) {
 					d.find(what, fmt.Sprintf("requires %q, which %s does not set: say Setting, or require it there too", column, d.pair(mv.sources[i], Event[S]{name})))
 				}
 			}

@@ -71,8 +71,8 @@ type Machine[S StateType] struct {
 
 // moves is what one event does, state by state.
 type moves[S StateType] struct {
-	sources, targets []S    // edge i leads from sources[i] to targets[i]
-	details          []edge // and says this
+	edges            []edge[S]
+	sources, targets []S // of the edges, in the same order
 	ignored          []S
 
 	// idle are the targets that the event does not leave again: a row there may
@@ -87,17 +87,10 @@ type moves[S StateType] struct {
 	overlap bool
 }
 
-// edge is what an edge says beside its ends.
-type edge struct {
-	reversal string        // why a final state is left
-	after    time.Duration // when Sweep fires it, or 0
-	columns  []string      // that the call has to set
-}
-
 // columns are what a call has to set, whichever edge it comes to.
 func (mv *moves[S]) columns() []string {
 	var out []string
-	for _, e := range mv.details {
+	for _, e := range mv.edges {
 		for _, c := range e.columns {
 			if !slices.Contains(out, c) {
 				out = append(out, c)
@@ -169,18 +162,6 @@ func (m *Machine[S]) After(from S, ev Event[S]) (after time.Duration, ok bool) {
 
 // Required lists the columns that a row in a state has to have, as declared by [Require].
 func (m *Machine[S]) Required(s S) []string { return slices.Clone(m.require[s]) }
-
-func (m *Machine[S]) edge(from S, ev Event[S]) (edge, bool) {
-	mv := m.events[ev.name]
-	if mv == nil {
-		return edge{}, false
-	}
-	i := slices.Index(mv.sources, from)
-	if i < 0 {
-		return edge{}, false
-	}
-	return mv.details[i], true
-}
 
 // NeedsDedup reports whether ev can be fired with [Dedup] only: one of its targets is one of its
 // sources too, so that a repeat without an id would be one more step.

@@ -8,14 +8,14 @@ import (
 
 // Rule is one line of a definition, made by [Initial], [Final], [Require] or [From].
 type Rule[S StateType] struct {
-	add  func(*definition[S], edge)
-	edge edge // what Reversal, Setting and After say of the edges that a rule makes
+	add  func(*definition[S], edge[S])
+	edge edge[S] // what Reversal, Setting and After say of the edges that a rule makes
 	line string
 }
 
 // Initial names the states that rows are created in. At least one is required.
 func Initial[S StateType](states ...S) Rule[S] {
-	return Rule[S]{line: "Initial", add: func(d *definition[S], _ edge) {
+	return Rule[S]{line: "Initial", add: func(d *definition[S], _ edge[S]) {
 		d.see("Initial", states)
 		d.m.initial = append(d.m.initial, states...)
 	}}
@@ -24,7 +24,7 @@ func Initial[S StateType](states ...S) Rule[S] {
 // Final names the states that are not left. A state without a way out that is not final is a
 // mistake, and so is a final one with a way out, unless that is a [Rule.Reversal].
 func Final[S StateType](states ...S) Rule[S] {
-	return Rule[S]{line: "Final", add: func(d *definition[S], _ edge) {
+	return Rule[S]{line: "Final", add: func(d *definition[S], _ edge[S]) {
 		d.see("Final", states)
 		d.m.final = append(d.m.final, states...)
 	}}
@@ -36,7 +36,7 @@ func Final[S StateType](states ...S) Rule[S] {
 //
 //	statemachine.Require(Paid, "paid_at")
 func Require[S StateType](state S, columns ...string) Rule[S] {
-	return Rule[S]{line: "Require", add: func(d *definition[S], _ edge) {
+	return Rule[S]{line: "Require", add: func(d *definition[S], _ edge[S]) {
 		d.see("Require", []S{state})
 		d.columns("Require", columns)
 		d.m.require[state] = append(d.m.require[state], columns...)
@@ -69,7 +69,7 @@ func (s Source[S]) On(ev Event[S]) Departure[S] { return Departure[S]{s, ev} }
 // message that comes too late. Firing one there is answered with [Superseded] and leaves the row as it
 // is.
 func (s Source[S]) Ignore(events ...Event[S]) Rule[S] {
-	return Rule[S]{line: "Ignore", add: func(d *definition[S], _ edge) {
+	return Rule[S]{line: "Ignore", add: func(d *definition[S], _ edge[S]) {
 		d.see("From", s.states)
 		if s.after != nil {
 			d.find("After", "is said of what is ignored")
@@ -98,7 +98,7 @@ type Departure[S StateType] struct {
 
 // To names the state that the event leads to.
 func (p Departure[S]) To(target S) Rule[S] {
-	return Rule[S]{add: func(d *definition[S], e edge) {
+	return Rule[S]{add: func(d *definition[S], e edge[S]) {
 		d.see("From", p.source.states)
 		d.see("To", []S{target})
 		if p.source.after != nil {
@@ -108,6 +108,7 @@ func (p Departure[S]) To(target S) Rule[S] {
 		d.columns("Setting", e.columns)
 		mv := d.event(p.event)
 		for _, from := range p.source.states {
+			e.from, e.to, e.event = from, target, p.event
 			switch i := slices.Index(mv.sources, from); {
 			case i >= 0 && mv.targets[i] != target:
 				d.find(d.pair(from, p.event), fmt.Sprintf("leads to %q and to %q", textOf(mv.targets[i]), textOf(target)))
@@ -116,7 +117,7 @@ func (p Departure[S]) To(target S) Rule[S] {
 			default:
 				mv.sources = append(mv.sources, from)
 				mv.targets = append(mv.targets, target)
-				mv.details = append(mv.details, e)
+				mv.edges = append(mv.edges, e)
 			}
 		}
 	}}
@@ -151,7 +152,7 @@ func (r Rule[S]) Setting(columns ...string) Rule[S] {
 // failing is a rule with something more to find fault with.
 func (r Rule[S]) failing(part, reason string) Rule[S] {
 	before := r.add
-	r.add = func(d *definition[S], e edge) {
+	r.add = func(d *definition[S], e edge[S]) {
 		if before != nil {
 			before(d, e)
 		}
