@@ -284,6 +284,7 @@ func value[T any](p *T) (v T) {
 // The SQLSTATE codes that this package decides by, beside those of the seam.
 const (
 	codeReadOnly        = "25006"
+	codeCheck           = "23514"
 	codeInvalidText     = "22P02"
 	codeUndefinedColumn = "42703"
 	codeUndefinedType   = "42704"
@@ -297,6 +298,8 @@ func (f *firing[K, S, TX]) explain(err error) error {
 		return fmt.Errorf("%w: %w", ErrRetryTx, err)
 	case code == pg.CodeLockTimeout:
 		return fmt.Errorf("%w: %w", ErrBusy, err)
+	case code == codeCheck:
+		return f.explainTrigger(err)
 	case code == codeReadOnly:
 		return fmt.Errorf("%w: %w", ErrReadOnly, err)
 	case code == codeInvalidText && strings.Contains(err.Error(), "pgonce: diverted"):

@@ -53,6 +53,7 @@ func Bind[K ID, S StateType, TX any](m *Machine[S], db pg.Driver[TX], t Table) (
 		return nil, fmt.Errorf("statemachine: bind: %w: %w", ErrInvalid, err)
 	}
 	table, findings := t.resolve()
+	table.named = m.columns()
 	b := &Binding[K, S, TX]{m: m, db: db, table: table, kind: kindOf[K](), fixed: map[string]fixed{}, found: new(atomic.Pointer[layout])}
 	for _, name := range m.order {
 		mv := m.events[name]
@@ -82,15 +83,17 @@ func (mv *moves[S]) needsHistory() string {
 }
 
 // array is a text[] as text.
-func array[S StateType](states []S) string {
+func array[S StateType](states []S) string { return arrayOf(texts(states)) }
+
+func arrayOf(texts []string) string {
 	var b strings.Builder
 	b.WriteByte('{')
-	for i, s := range states {
+	for i, s := range texts {
 		if i > 0 {
 			b.WriteByte(',')
 		}
 		b.WriteByte('"')
-		b.WriteString(strings.NewReplacer(`\`, `\\`, `"`, `\"`).Replace(textOf(s)))
+		b.WriteString(strings.NewReplacer(`\`, `\\`, `"`, `\"`).Replace(s))
 		b.WriteByte('"')
 	}
 	b.WriteByte('}')
@@ -142,9 +145,6 @@ func (b *Binding[K, S, TX]) ready(ctx context.Context, q pg.Querier) (*layout, e
 
 func (b *Binding[K, S, TX]) inspect(ctx context.Context, q pg.Querier) (*layout, error) {
 	l, err := inspect(ctx, q, b.table, b.kind, isNumber[S]())
-	if err == nil {
-		err = l.checkColumns(b.m.columns())
-	}
 	if err == nil && !b.table.NoHistory {
 		err = pg.CheckSchema(ctx, q, b.table.Schema)
 	}

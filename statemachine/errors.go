@@ -52,6 +52,11 @@ var (
 	// statement has failed, so a transaction can only be rolled back. After [Binding.CreateTx] it may be alive.
 	ErrDiverted = errors.New("a trigger diverted the move")
 
+	// ErrTriggerRefused means that the trigger of [Binding.TriggerSQL] does not allow the move: the database holds another
+	// version of the machine than this program, which the next attempt meets again. The statement has failed, so
+	// unlike after [ErrConflict] a transaction can only be rolled back. The error is a [*TriggerError].
+	ErrTriggerRefused = errors.New("trigger refused the move")
+
 	// ErrReadOnly means that the database or the transaction does not accept writes.
 	ErrReadOnly = errors.New("database is read-only")
 
@@ -205,6 +210,29 @@ func (e *DedupReusedError) Error() string {
 	return fmt.Sprintf("%v: row %v: it belongs to %q", ErrDedupReused, e.ID, e.First)
 }
 func (*DedupReusedError) Unwrap() error { return ErrDedupReused }
+
+// TriggerError says what the database's trigger refused. It matches [ErrTriggerRefused] and unwraps to the server's error.
+type TriggerError struct {
+	Machine  string // as the database has it
+	ID       any
+	Event    string
+	From, To string
+	New      bool   // it was a row that began in To
+	Table    string // where the row is: with partitions, the partition
+	Err      error
+}
+
+func (e *TriggerError) Error() string {
+	what := fmt.Sprintf("from %q to %q", e.From, e.To)
+	if e.New {
+		what = fmt.Sprintf("as a new row in %q", e.To)
+	}
+	return fmt.Sprintf("%v: row %v %s: the database's version of machine %q does not allow it; run the migration that TriggerSQL makes of this program's: %v",
+		ErrTriggerRefused, e.ID, what, e.Machine, e.Err)
+}
+
+// Unwrap makes errors.Is find the sentinel as well as the cause.
+func (e *TriggerError) Unwrap() []error { return []error{ErrTriggerRefused, e.Err} }
 
 func list(names []string) string {
 	if len(names) == 0 {

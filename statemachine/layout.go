@@ -2,6 +2,7 @@ package statemachine
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"sync"
 
@@ -13,6 +14,8 @@ type layout struct {
 	table   resolved
 	columns map[string]column
 	idType  string // what an id is cast to
+
+	findings []Finding // what is wrong with it
 
 	mu     sync.Mutex
 	shapes map[shape]string // statements
@@ -27,6 +30,15 @@ const maxShapes = 256
 // inspect reads the table's columns and checks that rows of it can be moved. The query cannot
 // fail over what it finds, so it does no harm to a caller's transaction.
 func inspect(ctx context.Context, q pg.Querier, t resolved, kind idKind, numbers bool) (*layout, error) {
+	l, findings, err := look(ctx, q, t, kind, numbers)
+	for _, f := range findings {
+		err = errors.Join(err, fmt.Errorf("%w: table %s: %s; %s", ErrSchema, t, f.Problem, f.Fix))
+	}
+	return l, err
+}
+
+// look is inspect with all that is wrong with the table.
+func look(ctx context.Context, q pg.Querier, t resolved, kind idKind, numbers bool) (*layout, []Finding, error) {
 	l := &layout{table: t, columns: map[string]column{}, shapes: map[shape]string{}}
 	isTable := true
 	for scan, err := range q.Query(ctx, sqlColumns, t.schema, t.name) {
@@ -36,21 +48,23 @@ func inspect(ctx context.Context, q pg.Querier, t resolved, kind idKind, numbers
 			err = scan(&name, &c.typ, &c.category, &isTable)
 		}
 		if err != nil {
-			return nil, err
+			return nil, nil, err
 		}
 		l.columns[name] = c
 	}
 	switch {
 	case len(l.columns) == 0:
-		return nil, l.bad("is not there, or has no columns", "names are taken as they are written: check schema, case and search_path")
+		l.bad("is not there, or has no columns", "names are taken as they are written: check schema, case and search_path")
 	case !isTable:
-		return nil, l.bad("is not a table", "bind the table that it shows")
+		l.bad("is not a table", "bind the table that it shows")
+	default:
+		l.check(kind, numbers)
 	}
-	return l, l.check(kind, numbers)
+	return l, l.findings, nil
 }
 
-func (l *layout) bad(reason, fix string) error {
-	return fmt.Errorf("%w: table %s: %s; %s", ErrSchema, l.table, reason, fix)
+func (l *layout) bad(problem, fix string) {
+	l.findings = append(l.findings, Finding{Kind: FindingTable, Object: l.table.String(), Problem: problem, Fix: fix})
 }
 
 // The categories of types in pg_type.
@@ -61,13 +75,33 @@ const (
 
 const typeUUID = "pg_catalog.uuid"
 
-func (l *layout) check(kind idKind, numbers bool) error {
+func (l *layout) check(kind idKind, numbers bool) {
 	for _, name := range l.table.kept() {
 		if _, ok := l.columns[name]; !ok {
-			return l.bad(fmt.Sprintf("has no column %q", name), "set ID, State, Version and Since of the Table")
+			l.bad(fmt.Sprintf("has no column %q", name), "set ID, State, Version and Since of the Table")
 		}
 	}
-	id := l.columns[l.table.ID]
+	l.checkID(kind)
+	s, ok := l.columns[l.table.State]
+	if isText := s.category == categoryString || s.category == categoryEnum; ok && (numbers && !isInteger(s) || !numbers && !isText) {
+		l.bad(fmt.Sprintf("state column %q is of type %s", l.table.State, s.typ),
+			"it has to be a text or an enum for states of strings, and an integer for states of integers")
+	}
+	if v, ok := l.columns[l.table.Version]; ok && !isInteger(v) {
+		l.bad(fmt.Sprintf("version column %q is of type %s", l.table.Version, v.typ), "it has to be an integer")
+	}
+	if s, ok := l.columns[l.table.Since]; ok && s.typ != "pg_catalog.timestamptz" {
+		l.bad(fmt.Sprintf("since column %q is of type %s", l.table.Since, s.typ), "it has to be a timestamptz")
+	}
+	for _, name := range l.table.named {
+		if _, ok := l.columns[name]; !ok {
+			l.bad(fmt.Sprintf("has no column %q", name), "the machine names it in Require or Setting")
+		}
+	}
+}
+
+func (l *layout) checkID(kind idKind) {
+	id, ok := l.columns[l.table.ID]
 	fits := false
 	switch kind {
 	case idInt:
@@ -77,32 +111,10 @@ func (l *layout) check(kind idKind, numbers bool) error {
 	case idUUID:
 		fits, l.idType = id.typ == typeUUID, id.typ
 	}
-	if !fits {
-		return l.bad(fmt.Sprintf("id column %q is of type %s", l.table.ID, id.typ),
+	if ok && !fits {
+		l.bad(fmt.Sprintf("id column %q is of type %s", l.table.ID, id.typ),
 			"use an integer type for an integer, a string for a text, a string or 16 bytes for a uuid")
 	}
-	s := l.columns[l.table.State]
-	if isText := s.category == categoryString || s.category == categoryEnum; numbers && !isInteger(s) || !numbers && !isText {
-		return l.bad(fmt.Sprintf("state column %q is of type %s", l.table.State, s.typ),
-			"it has to be a text or an enum for states of strings, and an integer for states of integers")
-	}
-	if v := l.columns[l.table.Version]; l.table.Version != "" && !isInteger(v) {
-		return l.bad(fmt.Sprintf("version column %q is of type %s", l.table.Version, v.typ), "it has to be an integer")
-	}
-	if s := l.columns[l.table.Since]; l.table.Since != "" && s.typ != "pg_catalog.timestamptz" {
-		return l.bad(fmt.Sprintf("since column %q is of type %s", l.table.Since, s.typ), "it has to be a timestamptz")
-	}
-	return nil
-}
-
-// checkColumns finds columns that the machine's Require and Setting name and the table does not have.
-func (l *layout) checkColumns(names []string) error {
-	for _, name := range names {
-		if _, ok := l.columns[name]; !ok {
-			return l.bad(fmt.Sprintf("has no column %q", name), "the machine names it in Require or Setting")
-		}
-	}
-	return nil
 }
 
 func isInteger(c column) bool {

@@ -133,4 +133,77 @@ SELECT a.attname::text, pg_catalog.quote_ident(n.nspname) || '.' || pg_catalog.q
   JOIN pg_catalog.pg_type t ON t.oid = CASE d.typtype WHEN 'd' THEN d.typbasetype ELSE d.oid END
   JOIN pg_catalog.pg_namespace n ON n.oid = t.typnamespace
  WHERE s.nspname = $1::text AND c.relname = $2::text AND a.attnum > 0 AND NOT a.attisdropped`
+
+	// sqlFacts is what Verify has to know of the state and id columns and of this role's rights: whether the state can be
+	// NULL, is generated; whether an index keeps the id unique; what this role lacks; whether triggers are
+	// off in this session. Locks: ACCESS SHARE on the catalog. $1 schema, $2 table, $3 id, $4 state, $5 version or '', $6 the library's schema, or '' without a
+	// history.
+	sqlFacts = `
+SELECT NOT (s.attnotnull OR y.typnotnull), s.attgenerated <> '',
+       EXISTS (SELECT FROM pg_catalog.pg_index x
+                WHERE x.indrelid = c.oid AND x.indisunique AND x.indisvalid AND x.indpred IS NULL AND x.indexprs IS NULL
+                  AND x.indnkeyatts = 1 AND x.indkey[0] = i.attnum),
+       pg_catalog.concat_ws(', ',
+         CASE WHEN NOT pg_catalog.has_schema_privilege(n.oid, 'USAGE') THEN pg_catalog.format('USAGE ON SCHEMA %I', n.nspname) END,
+         CASE WHEN NOT (pg_catalog.has_column_privilege(c.oid, i.attnum, 'SELECT') AND pg_catalog.has_column_privilege(c.oid, s.attnum, 'SELECT')
+                        AND COALESCE(pg_catalog.has_column_privilege(c.oid, v.attnum, 'SELECT'), true)) THEN pg_catalog.format('SELECT ON %I.%I', n.nspname, c.relname) END,
+         CASE WHEN NOT (pg_catalog.has_column_privilege(c.oid, s.attnum, 'UPDATE')
+                        AND COALESCE(pg_catalog.has_column_privilege(c.oid, v.attnum, 'UPDATE'), true)) THEN pg_catalog.format('UPDATE (%I) ON %I.%I', s.attname, n.nspname, c.relname) END,
+         CASE WHEN NOT pg_catalog.has_schema_privilege(l.oid, 'USAGE') THEN pg_catalog.format('USAGE ON SCHEMA %I', l.nspname) END,
+         CASE WHEN NOT (pg_catalog.has_table_privilege(h.oid, 'SELECT') AND pg_catalog.has_table_privilege(h.oid, 'INSERT')) THEN pg_catalog.format('SELECT, INSERT ON %I.transition', l.nspname) END),
+       pg_catalog.has_column_privilege(c.oid, s.attnum, 'SELECT') AND pg_catalog.has_schema_privilege(n.oid, 'USAGE'),
+       pg_catalog.current_setting('session_replication_role'), pg_catalog.quote_ident(s.attname)
+  FROM pg_catalog.pg_namespace n
+  JOIN pg_catalog.pg_class c ON c.relnamespace = n.oid
+  JOIN pg_catalog.pg_attribute i ON i.attrelid = c.oid AND i.attname = $3::text
+  JOIN pg_catalog.pg_attribute s ON s.attrelid = c.oid AND s.attname = $4::text
+  JOIN pg_catalog.pg_type y ON y.oid = s.atttypid
+  LEFT JOIN pg_catalog.pg_attribute v ON v.attrelid = c.oid AND v.attname = $5::text
+  LEFT JOIN pg_catalog.pg_namespace l ON l.nspname = $6::text
+  LEFT JOIN pg_catalog.pg_class h ON h.relnamespace = l.oid AND h.relname = 'transition'
+ WHERE n.nspname = $1::text AND c.relname = $2::text`
+
+	// sqlTriggers lists the triggers of a table and of its partitions and heirs, each of which comes at least once. Locks: ACCESS SHARE
+	// on the catalog. $1 schema, $2 table.
+	sqlTriggers = `
+WITH RECURSIVE pgonce_tree AS (
+  SELECT c.oid AS pgonce_rel, 0 AS pgonce_level
+    FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
+   WHERE n.nspname = $1::text AND c.relname = $2::text
+  UNION ALL
+  SELECT i.inhrelid, pgonce_level + 1
+    FROM pgonce_tree JOIN pg_catalog.pg_inherits i ON i.inhparent = pgonce_rel
+)
+SELECT pg_catalog.format('%I.%I', n.nspname, c.relname), pgonce_level::bigint,
+       COALESCE(t.tgname::text, ''), COALESCE(t.tgenabled::text, ''), COALESCE(t.tgtype, 0)::bigint, COALESCE(pg_catalog.array_length(t.tgattr::int2[], 1), 0)::bigint,
+       COALESCE(fn.nspname::text, ''), COALESCE(f.proname::text, ''),
+       COALESCE(pg_catalog.substring(pg_catalog.pg_get_triggerdef(t.oid), ' WHEN \((.*)\) EXECUTE FUNCTION '), '')
+  FROM pgonce_tree
+  JOIN pg_catalog.pg_class c ON c.oid = pgonce_rel
+  JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
+  LEFT JOIN pg_catalog.pg_trigger t ON t.tgrelid = c.oid AND NOT t.tgisinternal
+  LEFT JOIN pg_catalog.pg_proc f ON f.oid = t.tgfoid
+  LEFT JOIN pg_catalog.pg_namespace fn ON fn.oid = f.pronamespace
+ ORDER BY pgonce_level, n.nspname COLLATE "C", c.relname COLLATE "C", t.tgname COLLATE "C"`
+
+	// sqlMade is what the migration of TriggerSQL has made beside the triggers: the function's text and comment, and the
+	// constraint's comment and whether it is valid. Empty where there is none. Locks: ACCESS SHARE on the catalog. $1 schema,
+	// $2 table, $3 function, $4 constraint.
+	sqlMade = `
+SELECT COALESCE(f.prosrc, ''), COALESCE(pg_catalog.obj_description(f.oid, 'pg_proc'), ''),
+       COALESCE(pg_catalog.obj_description(k.oid, 'pg_constraint'), ''), COALESCE(k.convalidated, false),
+       COALESCE(pg_catalog.to_jsonb(k) ->> 'conenforced', 'true') = 'true'
+  FROM pg_catalog.pg_namespace n
+  JOIN pg_catalog.pg_class c ON c.relnamespace = n.oid
+  LEFT JOIN pg_catalog.pg_proc f ON f.pronamespace = n.oid AND f.proname = $3::text AND f.pronargs = 0
+  LEFT JOIN pg_catalog.pg_constraint k ON k.conrelid = c.oid AND k.conname = $4::text AND k.contype = 'c'
+ WHERE n.nspname = $1::text AND c.relname = $2::text`
+
+	// sqlStrays counts the rows in states that the machine does not have. Locks: ACCESS SHARE. It reads the
+	// whole table, so it is asked only while no valid CHECK has the answer. $1 the states.
+	sqlStrays = `
+SELECT COALESCE("state"::text COLLATE "C", ''), "state" IS NULL, pg_catalog.count(*)
+  FROM "public"."orders"
+ WHERE ("state"::text COLLATE "C" = ANY ($1::text::text[])) IS NOT TRUE
+ GROUP BY 1, 2 ORDER BY 1, 2 LIMIT 20`
 )

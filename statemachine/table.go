@@ -69,6 +69,7 @@ type resolved struct {
 	schema, name string
 	scope        expression
 	scopeArgs    int
+	named        []string // columns that the machine names in Require and Setting
 }
 
 func (t Table) resolve() (resolved, []error) {
