@@ -159,3 +159,10 @@ func (b *Binding[K, S, TX]) inspect(ctx context.Context, q pg.Querier) (*layout,
 	b.found.Store(l)
 	return l, nil
 }
+
+// Table is the table that was bound, with its defaults filled in.
+func (b *Binding[K, S, TX]) Table() Table {
+	t := b.table.Table
+	t.Name = b.table.schema + "." + b.table.name
+	return t
+}

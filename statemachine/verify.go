@@ -235,11 +235,11 @@ func (v *verifier) ours(t trigger, table, name string, part bool, kind int64) {
 	case t.name == "":
 		v.find(FindingTrigger, table, what+"is missing: the database does not keep other programs from moving rows", migrate)
 	case t.enabled == "D":
-		v.find(FindingTrigger, table, what+"is disabled", fmt.Sprintf("ALTER TABLE %s ENABLE TRIGGER %s", table, quote(name)))
+		v.find(FindingTrigger, table, what+"is disabled", fmt.Sprintf("run ALTER TABLE %s ENABLE TRIGGER %s", table, quote(name)))
 	case t.enabled == "R":
-		v.find(FindingTrigger, table, what+"fires for replication only", fmt.Sprintf("ALTER TABLE %s ENABLE TRIGGER %s", table, quote(name)))
+		v.find(FindingTrigger, table, what+"fires for replication only", fmt.Sprintf("run ALTER TABLE %s ENABLE TRIGGER %s", table, quote(name)))
 	case t.schema != v.table.schema || t.calls != v.function:
-		v.find(FindingTrigger, table, fmt.Sprintf("%scalls %s.%s and not %s", what, quote(t.schema), quote(t.calls), quote(v.function)), migrate)
+		v.find(FindingTrigger, table, fmt.Sprintf("%scalls %s.%s and not %s.%s", what, quote(t.schema), quote(t.calls), quote(v.table.schema), quote(v.function)), migrate)
 	case t.kind != kind || t.columns > 0 || kind != onInsert && bare(t.condition) != v.condition() || kind == onInsert && t.condition != "":
 		v.find(FindingTrigger, table, what+"fires on something else than it should", migrate)
 	}
@@ -292,7 +292,7 @@ func (v *verifier) made(ctx context.Context) error {
 	case !enforced:
 		v.find(FindingCheck, name, "is not enforced", migrate)
 	case !valid:
-		v.find(FindingCheck, name, "is not valid for the rows of before", fmt.Sprintf("ALTER TABLE %s VALIDATE CONSTRAINT %s", v.table, name))
+		v.find(FindingCheck, name, "is not valid for the rows of before", fmt.Sprintf("run ALTER TABLE %s VALIDATE CONSTRAINT %s", v.table, name))
 	}
 	return nil
 }

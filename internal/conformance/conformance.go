@@ -56,7 +56,7 @@ type suites[TX any] map[string]func(*testing.T, Client[TX])
 func Run[TX any](t *testing.T, c Client[TX]) {
 	t.Helper()
 	all := suites[TX]{}
-	for _, suites := range []suites[TX]{seamSuites[TX](), idemSuites[TX](), stepsSuites[TX](), machineSuites[TX](), lockSuites[TX](), lockTxSuites[TX](), lockRowsSuites[TX](), leaseSuites[TX]()} {
+	for _, suites := range []suites[TX]{seamSuites[TX](), idemSuites[TX](), stepsSuites[TX](), machineSuites[TX](), machineTriggerSuites[TX](), lockSuites[TX](), lockTxSuites[TX](), lockRowsSuites[TX](), leaseSuites[TX]()} {
 		maps.Copy(all, suites)
 	}
 	for _, name := range c.Without {
