@@ -30,7 +30,9 @@
 //
 // # What it is not
 //
-// It does not keep other programs from writing to the state column; [Binding.VerifyHistory] finds out afterwards.
+// By itself it does not keep other programs from writing to the state column. The migration that [Binding.TriggerSQL] makes does:
+// they move rows along edges or not at all; [Binding.Verify] says whether it is in place. [Binding.VerifyHistory] finds
+// out afterwards what was written past both.
 //
 // It is not more durable than the database's commits are, and an answer of FireTx is as provisional as
 // the transaction that it was given in.

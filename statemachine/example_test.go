@@ -138,10 +138,12 @@ func ExampleMachine() {
 		fmt.Println(ev.Name(), "->", to)
 	}
 	fmt.Println(OrderFlow.IsFinal(Refunded), OrderFlow.NeedsDedup(Pay))
+	fmt.Println(OrderFlow.Initial(), len(OrderFlow.Events()), OrderFlow.Ignores(Refunded, Pay))
 	// Output:
 	// order [unpaid refunded paid]
 	// refund -> refunded
 	// true false
+	// [unpaid] 2 true
 }
 
 func ExampleWhere() {

@@ -26,7 +26,7 @@ const (
 // [Binding.FireTx].
 //
 // Errors: [ErrInvalid], [ErrConflict], [ErrNotFound], [ErrGuard], [ErrUnknownState],
-// [ErrDedupReused], [ErrBusy], [ErrRetryTx], [ErrDiverted], [ErrReadOnly], [ErrUnknownOutcome], [ErrUnavailable],
+// [ErrDedupReused], [ErrBusy], [ErrRetryTx], [ErrDiverted], [ErrTriggerRefused], [ErrReadOnly], [ErrUnknownOutcome], [ErrUnavailable],
 // [ErrSchema], and what the server says to the UPDATE (a constraint of the table, for one).
 //
 // It waits for the row for 10 seconds at most, and stops in time before the deadline of ctx ([ErrBusy]): the server
@@ -51,8 +51,8 @@ func (b *Binding[K, S, TX]) Fire(ctx context.Context, id K, ev Event[S], opts ..
 // anything, and what it answers is as provisional as the transaction.
 //
 // A refusal ([ErrConflict], [ErrNotFound], [ErrGuard], [ErrUnknownState], [ErrDedupReused],
-// [ErrInvalid]) is an answer of the statement, not a failure of it: the transaction is alive. After any other error
-// it can only be rolled back.
+// [ErrInvalid]) is an answer of the statement, not a failure of it: the transaction is alive. After any other error,
+// [ErrTriggerRefused] among them, it can only be rolled back.
 //
 // Above READ COMMITTED a row that was changed since the transaction's snapshot is [ErrRetryTx],
 // never an answer from old data; one that was created since is [ErrNotFound]. At READ COMMITTED an unlocked repeat is answered with what was committed when

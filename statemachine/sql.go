@@ -163,7 +163,7 @@ SELECT NOT (s.attnotnull OR y.typnotnull), s.attgenerated <> '',
   LEFT JOIN pg_catalog.pg_class h ON h.relnamespace = l.oid AND h.relname = 'transition'
  WHERE n.nspname = $1::text AND c.relname = $2::text`
 
-	// sqlTriggers lists the triggers of a table and of its partitions and heirs, each of which comes at least once. Locks: ACCESS SHARE
+	// sqlTriggers lists the triggers of a table and of its partitions and heirs, each of which comes at least once; on Postgres 14 what a partition has of its parent is internal. Locks: ACCESS SHARE
 	// on the catalog. $1 schema, $2 table.
 	sqlTriggers = `
 WITH RECURSIVE pgonce_tree AS (
@@ -181,7 +181,7 @@ SELECT pg_catalog.format('%I.%I', n.nspname, c.relname), pgonce_level::bigint,
   FROM pgonce_tree
   JOIN pg_catalog.pg_class c ON c.oid = pgonce_rel
   JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
-  LEFT JOIN pg_catalog.pg_trigger t ON t.tgrelid = c.oid AND NOT t.tgisinternal
+  LEFT JOIN pg_catalog.pg_trigger t ON t.tgrelid = c.oid AND (NOT t.tgisinternal OR t.tgparentid <> 0)
   LEFT JOIN pg_catalog.pg_proc f ON f.oid = t.tgfoid
   LEFT JOIN pg_catalog.pg_namespace fn ON fn.oid = f.pronamespace
  ORDER BY pgonce_level, n.nspname COLLATE "C", c.relname COLLATE "C", t.tgname COLLATE "C"`

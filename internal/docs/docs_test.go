@@ -52,6 +52,27 @@ func TestCodeForRedisUsersIsATestedExample(t *testing.T) {
 	}
 }
 
+// All code of the page on payments is part of a tested file.
+func TestPaymentsPageIsTestedCode(t *testing.T) {
+	t.Parallel()
+	page := read(t, "docs/payments.md")
+	tested := read(t, "statemachine/payments_test.go") + read(t, "statemachine/testdata/payment.mmd")
+	blocks := regexp.MustCompile("(?s)```[a-z]+\n(.*?)```").FindAllStringSubmatch(page, -1)
+	if len(blocks) < 6 {
+		t.Fatalf("found only %d blocks", len(blocks))
+	}
+	for _, b := range blocks {
+		if !strings.Contains(tested, strings.TrimSuffix(b[1], "\n")) {
+			t.Errorf("this is not tested:\n%s", b[1])
+		}
+	}
+	for _, name := range regexp.MustCompile("`(Test[A-Za-z]+)`").FindAllStringSubmatch(page, -1) {
+		if !testNames(t)[name[1]] {
+			t.Errorf("docs/payments.md names %s, which does not exist", name[1])
+		}
+	}
+}
+
 // Every test that a guarantee names exists, and every test of the conformance suite
 // about a package backs a guarantee.
 func TestGuaranteesNameExistingTests(t *testing.T) {
@@ -98,7 +119,9 @@ func testNames(t *testing.T) map[string]bool {
 func TestLinksLeadSomewhere(t *testing.T) {
 	t.Parallel()
 	link := regexp.MustCompile(`\]\(([^)#:]+)\)`)
+	code := regexp.MustCompile("(?s)```.*?```")
 	walk(t, ".md", func(path string, text []byte) {
+		text = code.ReplaceAll(text, nil)
 		for _, m := range link.FindAllSubmatch(text, -1) {
 			if _, err := os.Stat(filepath.Join(filepath.Dir(path), string(m[1]))); err != nil {
 				t.Errorf("%s links to %s: %v", path, m[1], err)
