@@ -142,7 +142,7 @@ func machineHundred[TX any](t *testing.T, c Client[TX]) {
 	y := newYard(t, c, 8)
 	var page strings.Builder
 	table := tabwriter.NewWriter(&page, 0, 0, 2, ' ', 0)
-	fmt.Fprintln(table, "caller\tApplied\tAlreadyApplied\trepeated transactions\trows of history")
+	_, _ = fmt.Fprintln(table, "caller\tApplied\tAlreadyApplied\trepeated transactions\trows of history")
 	for i, how := range callers {
 		id := int64(i + 1)
 		y.insert(id, inA)
@@ -168,7 +168,7 @@ func machineHundred[TX any](t *testing.T, c Client[TX]) {
 		}
 		wg.Wait()
 		moves := y.int(`SELECT count(*) FROM pgonce.transition WHERE entity = $1 AND outcome = 0`, fmt.Sprint(id))
-		fmt.Fprintf(table, "%s\t%d\t%d\t%d\t%d\n", how, told[sm.Applied], told[sm.AlreadyApplied], again, moves)
+		_, _ = fmt.Fprintf(table, "%s\t%d\t%d\t%d\t%d\n", how, told[sm.Applied], told[sm.AlreadyApplied], again, moves)
 		if told[sm.Applied] != 1 || told[sm.AlreadyApplied] != callersOfOne-1 || moves != 1 {
 			t.Errorf("%s: told %v, %d moves", how, told, moves)
 		}

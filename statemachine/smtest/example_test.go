@@ -15,7 +15,7 @@ import (
 
 // In a test of the user's, with a pool on a database for tests. It prints nothing; the test fails, or says in its log what was tried.
 func ExampleRun() {
-	_ = func(t *testing.T, pool *pgxpool.Pool, orders *sm.Binding[int64, order, pgx.Tx]) {
+	_ = func(t *testing.T, pool *pgxpool.Pool, orders *sm.Binding[int64, order, pgx.Tx]) { //nolint:thelper // it stands for a test
 		create := func(ctx context.Context, state order) (id int64, err error) {
 			err = pool.QueryRow(ctx, `INSERT INTO orders (state, amount) VALUES ($1, 100) RETURNING id`, string(state)).Scan(&id)
 			return id, err
@@ -34,7 +34,7 @@ func ExampleRun() {
 
 // In a test of the user's. PGONCE_UPDATE=1 go test writes the file.
 func ExampleGolden() {
-	_ = func(t *testing.T) {
+	_ = func(t *testing.T) { //nolint:thelper // it stands for a test
 		smtest.Golden(t, "testdata/order.mmd", flow.Mermaid())
 	}
 	// Output:

@@ -17,32 +17,32 @@ const updateVariable = "PGONCE_UPDATE"
 //	smtest.Golden(t, "testdata/order.mmd", OrderFlow.Mermaid())
 //
 // With PGONCE_UPDATE=1 in the environment it writes the file instead. Line ends are compared as "\n".
-func Golden(t testing.TB, file, text string) {
-	t.Helper()
+func Golden(tb testing.TB, file, text string) {
+	tb.Helper()
 	if os.Getenv(updateVariable) != "" {
 		err := os.MkdirAll(filepath.Dir(file), 0o755) //nolint:gosec // a folder of the repository
 		if err == nil {
 			err = os.WriteFile(file, []byte(text), 0o644) //nolint:gosec // a file of the repository
 		}
 		if err != nil {
-			t.Errorf("smtest: golden: %v", err)
+			tb.Errorf("smtest: golden: %v", err)
 		}
 		return
 	}
 	const again = "; run the test with " + updateVariable + "=1 to write it"
-	data, err := os.ReadFile(file)
+	data, err := os.ReadFile(file) //nolint:gosec // the name is the test's own
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
-		t.Errorf("smtest: golden: %s is not there%s", file, again)
+		tb.Errorf("smtest: golden: %s is not there%s", file, again)
 		return
 	case err != nil:
-		t.Errorf("smtest: golden: %v", err)
+		tb.Errorf("smtest: golden: %v", err)
 		return
 	}
 	got, want := strings.Split(strings.ReplaceAll(string(data), "\r\n", "\n"), "\n"), strings.Split(text, "\n")
 	for i := range max(len(got), len(want)) {
 		if line(got, i) != line(want, i) {
-			t.Errorf("smtest: golden: %s, line %d is\n\t%s\nand should be\n\t%s%s", file, i+1, line(got, i), line(want, i), again)
+			tb.Errorf("smtest: golden: %s, line %d is\n\t%s\nand should be\n\t%s%s", file, i+1, line(got, i), line(want, i), again)
 			return
 		}
 	}

@@ -55,9 +55,9 @@ type Config[S sm.StateType] struct {
 // create makes a row in a state, which is always an initial one, and returns its id. It commits.
 //
 // Run needs a database for tests: its rows stay. It says in the test's log how much it has tried, and what it could not try.
-func Run[K sm.ID, S sm.StateType, TX any](t testing.TB, db pg.Driver[TX], b *sm.Binding[K, S, TX], create func(ctx context.Context, state S) (K, error), cfg *Config[S]) {
-	t.Helper()
-	p := &proof[K, S, TX]{t: t, db: db, b: b, m: b.Machine(), create: create}
+func Run[K sm.ID, S sm.StateType, TX any](tb testing.TB, db pg.Driver[TX], b *sm.Binding[K, S, TX], create func(ctx context.Context, state S) (K, error), cfg *Config[S]) {
+	tb.Helper()
+	p := &proof[K, S, TX]{t: tb, db: db, b: b, m: b.Machine(), create: create}
 	if cfg != nil {
 		p.cfg = *cfg
 	}
@@ -67,9 +67,9 @@ func Run[K sm.ID, S sm.StateType, TX any](t testing.TB, db pg.Driver[TX], b *sm.
 	if p.cfg.MaxPaths < 1 {
 		p.cfg.MaxPaths = 200
 	}
-	ctx := t.Context()
+	ctx := tb.Context()
 	if err := b.Validate(ctx); err != nil {
-		t.Errorf("smtest: %v", err)
+		tb.Errorf("smtest: %v", err)
 		return
 	}
 	if !p.prepare(ctx) {

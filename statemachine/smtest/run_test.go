@@ -59,9 +59,11 @@ func (r *recorder) Context() context.Context { return r.ctx }
 func (r *recorder) Errorf(format string, args ...any) {
 	r.said = append(r.said, fmt.Sprintf(format, args...))
 }
+
 func (r *recorder) Logf(format string, args ...any) {
 	r.logs = append(r.logs, fmt.Sprintf(format, args...))
 }
+
 func (r *recorder) Fatalf(format string, args ...any) {
 	r.Errorf(format, args...)
 	runtime.Goexit()
@@ -84,7 +86,8 @@ func newTrial(t *testing.T, db *pgtest.DB, m *sm.Machine[order]) *trial {
 	if err != nil {
 		t.Fatal(err)
 	}
-	return &trial{pool: pool, b: b,
+	return &trial{
+		pool: pool, b: b,
 		create: func(ctx context.Context, state order) (id int64, err error) {
 			err = pool.QueryRow(ctx, `INSERT INTO "or'der" (state, note) VALUES ($1, 'tab	and \ and
 line') RETURNING id`, string(state)).Scan(&id)
