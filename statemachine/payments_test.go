@@ -41,13 +41,13 @@ var (
 )
 
 var PaymentFlow = statemachine.MustNew("payment",
-	statemachine.Initial(PaymentNew), statemachine.Final(PaymentFailed, PaymentRefunded),
+	statemachine.Initial(PaymentNew), statemachine.Final(PaymentPaid, PaymentFailed, PaymentRefunded),
 	statemachine.From(PaymentNew).On(PaymentStarted).To(PaymentProcessing),
 	statemachine.From(PaymentNew, PaymentProcessing).On(PaymentSucceeded).To(PaymentPaid),
 	statemachine.From(PaymentNew, PaymentProcessing).On(PaymentDeclined).To(PaymentFailed),
-	statemachine.From(PaymentPaid).On(PaymentBounced).To(PaymentFailed),
-	statemachine.From(PaymentPaid).On(RefundPart).To(PaymentPaid),
-	statemachine.From(PaymentPaid).On(RefundRest).To(PaymentRefunded),
+	statemachine.From(PaymentPaid).On(PaymentBounced).To(PaymentFailed).Reversal("the bank takes it back"),
+	statemachine.From(PaymentPaid).On(RefundPart).To(PaymentPaid).Reversal("we give back some"),
+	statemachine.From(PaymentPaid).On(RefundRest).To(PaymentRefunded).Reversal("we give back the rest"),
 	statemachine.From(PaymentPaid, PaymentRefunded, PaymentFailed).Ignore(PaymentStarted))
 
 const paymentTable = `
@@ -145,7 +145,7 @@ func TestPaymentDoubleCallback(t *testing.T) {
 	wg.Wait()
 	s.want("jobs", number(t, s.pool, `SELECT count(*) FROM job`), int64(1))
 	s.want("moves", number(t, s.pool, `SELECT count(*) FROM pgonce.transition WHERE outcome = 0`), int64(1))
-	s.want("another amount is refused", errors.Is(s.succeeded("evt_3", 99), statemachine.ErrGuard), true)
+	s.want("another amount is refused", errors.Is(s.succeeded("evt_3", 99), statemachine.ErrConflict), true)
 }
 
 // "processing" that arrives after "succeeded" is no news; the payment stays paid.
@@ -263,19 +263,8 @@ func ExampleMachine_Markdown() {
 	// |  | paid | refund | refunded |  |
 }
 
-// withOrders runs fn with orders bound on a database of its own.
-func withOrders(fn func(ctx context.Context, pool *pgxpool.Pool, orders *Orders) error) {
-	pgtest.Example(orderTable, func(ctx context.Context, pool *pgxpool.Pool) error {
-		orders, err := statemachine.Bind[int64](OrderFlow, pgxdriver.New(pool), statemachine.Table{Name: "orders"})
-		if err != nil {
-			return err
-		}
-		return fn(ctx, pool, orders)
-	})
-}
-
 func ExampleBinding_TriggerSQL() {
-	withOrders(func(ctx context.Context, pool *pgxpool.Pool, orders *Orders) error {
+	withOrders(orderTable, OrderFlow, statemachine.Table{}, func(ctx context.Context, pool *pgxpool.Pool, orders *Orders) error {
 		if _, err := pool.Exec(ctx, orders.TriggerSQL(nil)); err != nil {
 			return err
 		}
@@ -287,7 +276,7 @@ func ExampleBinding_TriggerSQL() {
 }
 
 func ExampleBinding_WriteMigration() {
-	withOrders(func(_ context.Context, _ *pgxpool.Pool, orders *Orders) error {
+	withOrders(orderTable, OrderFlow, statemachine.Table{}, func(_ context.Context, _ *pgxpool.Pool, orders *Orders) error {
 		dir, err := os.MkdirTemp("", "migrations")
 		if err != nil {
 			return err
@@ -308,7 +297,7 @@ func ExampleBinding_WriteMigration() {
 }
 
 func ExampleBinding_Verify() {
-	withOrders(func(ctx context.Context, pool *pgxpool.Pool, orders *Orders) error {
+	withOrders(orderTable, OrderFlow, statemachine.Table{}, func(ctx context.Context, pool *pgxpool.Pool, orders *Orders) error {
 		if _, err := pool.Exec(ctx, orders.TriggerSQL(nil)+`; ALTER TABLE orders DISABLE TRIGGER zzzz_pgonce_move_state`); err != nil {
 			return err
 		}
