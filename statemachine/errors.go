@@ -214,7 +214,7 @@ func (*DedupReusedError) Unwrap() error { return ErrDedupReused }
 // TriggerError says what the database's trigger refused. It matches [ErrTriggerRefused] and unwraps to the server's error.
 type TriggerError struct {
 	Machine  string // as the database has it
-	ID       any
+	ID       any    // nil for a row of [Binding.FireManyTx]
 	Event    string
 	From, To string
 	New      bool   // it was a row that began in To
@@ -227,8 +227,12 @@ func (e *TriggerError) Error() string {
 	if e.New {
 		what = fmt.Sprintf("as a new row in %q", e.To)
 	}
-	return fmt.Sprintf("%v: row %v %s: the database's version of machine %q does not allow it; run the migration that TriggerSQL makes of this program's: %v",
-		ErrTriggerRefused, e.ID, what, e.Machine, e.Err)
+	row := "a row"
+	if e.ID != nil {
+		row = fmt.Sprintf("row %v", e.ID)
+	}
+	return fmt.Sprintf("%v: %s %s: the database's version of machine %q does not allow it; run the migration that TriggerSQL makes of this program's: %v",
+		ErrTriggerRefused, row, what, e.Machine, e.Err)
 }
 
 // Unwrap makes errors.Is find the sentinel as well as the cause.

@@ -27,7 +27,7 @@ type RowResult[K ID, S StateType] struct {
 // FireMany fires an event at many rows: a thousand of them to a statement, each statement in a transaction of its own. It
 // answers for each row by itself. Every row is in the answer once, in the order of ids, however often and in whatever notation it is among them; what became of
 // it is an [Outcome] or an error: [ErrConflict], [ErrNotFound], [ErrGuard], [ErrUnknownState], [ErrDedupReused], or what
-// the server says of this row (a constraint of the table, a trigger).
+// the server says of this row ([ErrTriggerRefused], a constraint of the table, another trigger).
 //
 // The options are those of [Binding.Fire] and hold for every row; a [Dedup] id is one for each row,
 // so the name of a nightly job will do. [ExpectVersion] is refused.
@@ -169,7 +169,7 @@ func (m *many[K, S, TX]) halving(ctx context.Context, chunk []K, attempt func(co
 	case !ofOneRow(err):
 		return err
 	case len(chunk) == 1:
-		m.refuse(chunk[0], err)
+		m.refuse(chunk[0], ofRow(chunk[0], err))
 		return nil
 	}
 	half := len(chunk) / 2

@@ -147,7 +147,7 @@ func (s *sweep[K, S, TX]) pass(ctx context.Context, f *firing[K, S, TX], t timer
 func (s *sweep[K, S, TX]) halves(ctx context.Context, f *firing[K, S, TX], t timer[S], rows []due, failed error) error {
 	if len(rows) == 1 {
 		id, err := idOf[K](rows[0].id)
-		s.done = append(s.done, RowResult[K, S]{ID: id, Err: s.b.publish(t.event, failed)})
+		s.done = append(s.done, RowResult[K, S]{ID: id, Err: s.b.publish(t.event, ofRow(id, failed))})
 		return err
 	}
 	half := len(rows) / 2

@@ -18,11 +18,13 @@ import (
 
 func machineTriggerSuites[TX any]() suites[TX] {
 	return suites[TX]{
-		"machine/TriggerRefused": machineTriggerRefused[TX],
-		"machine/TriggerRaced":   machineTriggerRaced[TX],
-		"machine/Verified":       machineVerified[TX],
-		"machine/Proved":         machineProved[TX],
-		"machine/Hundred":        machineHundred[TX],
+		"machine/TriggerRefused":       machineTriggerRefused[TX],
+		"machine/TriggerRefusesOthers": machineTriggerRefusesOthers[TX],
+		"machine/TriggerInPlace":       machineTriggerInPlace[TX],
+		"machine/TriggerRaced":         machineTriggerRaced[TX],
+		"machine/Verified":             machineVerified[TX],
+		"machine/Proved":               machineProved[TX],
+		"machine/Hundred":              machineHundred[TX],
 	}
 }
 
@@ -66,6 +68,78 @@ func machineTriggerRefused[TX any](t *testing.T, c Client[TX]) {
 	}
 	y.sql(`ALTER TABLE item DROP CONSTRAINT own`)
 	y.want(1, away, sm.Applied, inA, inX)
+}
+
+// Every verb names a refusal of the trigger as Fire does; of many rows only the one that is refused stays behind.
+func machineTriggerRefusesOthers[TX any](t *testing.T, c Client[TX]) {
+	y := newTimed(t, c, 2, 8)
+	older := sm.MustNew("timed", sm.Initial(inB), sm.Final(inT), sm.From(inB).On(goEvent).To(inT), sm.From(inA).On(goEvent).To(inT), sm.From(inB).On(prepare).To(inA))
+	y.sql(`UPDATE item SET state = 't' WHERE id = 3`)
+	y.db.Exec(t, bind(t, y.d, older, sm.Table{Name: "item"}).TriggerSQL(nil))
+	refused := func(what string, err error, id any, from, to string) {
+		t.Helper()
+		e, ok := errors.AsType[*sm.TriggerError](err)
+		if !ok || !errors.Is(err, sm.ErrTriggerRefused) || e.ID != id || e.From != from || e.To != to || e.New != (from == "") {
+			t.Errorf("%s: got %+v, %v", what, e, err)
+		}
+	}
+	_, err := y.items.Create(t.Context(), 100, inA)
+	refused("Create", err, int64(100), "", "a")
+	_, err = y.items.FireFunc(t.Context(), 1, expire, func(context.Context, TX, itemState) error { return nil })
+	refused("FireFunc", err, int64(1), "a", "x")
+	rows, err := y.items.Sweep(t.Context(), &sm.SweepConfig{Batch: 4}, nil)
+	noErr(t, err)
+	wantInt(t, "rows swept", int64(len(rows)), 7)
+	for _, r := range rows {
+		refused("Sweep", r.Err, r.ID, "a", "x")
+	}
+	tx := y.tx(pg.ReadCommitted)
+	_, err = y.items.FireManyTx(t.Context(), tx.Handle(), []int64{1, 2}, expire)
+	refused("FireManyTx", err, nil, "a", "x")
+	tx.Rollback(t.Context())
+
+	// Only row 5 is refused, by another trigger's mouth: one that sends it where no edge leads.
+	y.sql(`CREATE FUNCTION stray() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN IF NEW.id = 5 THEN NEW.state = ''b''; END IF; RETURN NEW; END'`)
+	y.sql(`CREATE TRIGGER stray BEFORE UPDATE ON item FOR EACH ROW EXECUTE FUNCTION stray()`)
+	rows, err = y.items.FireMany(t.Context(), []int64{1, 2, 3, 4, 5, 6, 7, 8}, goEvent)
+	noErr(t, err)
+	for i, r := range rows {
+		switch {
+		case i == 4:
+			refused("FireMany", r.Err, int64(5), "a", "b")
+		case i == 2 && r.Outcome != sm.Applied && r.Err == nil:
+		case r.Err != nil || !r.Applied():
+			t.Errorf("got %+v", r)
+		}
+	}
+	wantInt(t, "history", y.int(`SELECT count(*) FROM pgonce.transition`), 6)
+}
+
+// A table of before gets a trigger and is used by every verb: none of them needs more than the machine's edges.
+func machineTriggerInPlace[TX any](t *testing.T, c Client[TX]) {
+	y := newTimed(t, c, 2, 9)
+	y.sql(`UPDATE item SET state = 't' WHERE id > 6`)
+	y.db.Exec(t, y.items.TriggerSQL(nil))
+	n, err := y.items.Adopt(t.Context(), "import")
+	noErr(t, err)
+	wantInt(t, "adopted", n, 9)
+	res, err := y.items.Create(t.Context(), 100, inA)
+	if err != nil || !res.Applied() {
+		t.Errorf("got %+v, %v", res, err)
+	}
+	rows, err := y.items.FireMany(t.Context(), []int64{1, 2, 7}, goEvent)
+	noErr(t, err)
+	y.wantTold(rows, map[int64]string{1: "Applied", 2: "Applied", 7: "AlreadyApplied"})
+	_, err = y.items.FireFunc(t.Context(), 3, goEvent, func(context.Context, TX, itemState) error { return nil })
+	noErr(t, err)
+	rows, err = y.items.Sweep(t.Context(), nil, nil)
+	noErr(t, err)
+	y.wantTold(rows, map[int64]string{4: "Applied", 5: "Applied", 6: "Applied"})
+	noErr(t, y.items.Verify(t.Context()))
+	wantInt(t, "breaks", y.breaks(), 0)
+	if _, err := y.admin.Exec(t.Context(), `UPDATE item SET state = 'a' WHERE id = 1`); pg.Code(err) != "23514" && !strings.Contains(fmt.Sprint(err), "23514") {
+		t.Errorf("the trigger is not in place: %v", err)
+	}
 }
 
 // Ad-hoc SQL beside events: it moves rows along edges or not at all, and nobody is told another story.
