@@ -117,10 +117,10 @@ SELECT "id"::text AS pgonce_e, "state"::text COLLATE "C" AS pgonce_f
 	sqlAdopt = `
 INSERT INTO "pgonce"."transition" (version, machine, entity, event, from_state, to_state, actor)
 SELECT NULL::bigint /*version*/, $3::text, "id"::text, $4::text, '', "state"::text, $5::text
-  FROM "public"."orders"
+  FROM "public"."orders" AS pgonce_r
  WHERE "id" = ANY ($1::text::bigint[]) AND "state"::text COLLATE "C" = ANY ($2::text::text[])
-       AND NOT EXISTS (SELECT FROM "pgonce"."transition" WHERE entity = "id"::text AND machine = $3::text AND outcome = 0)
- ORDER BY "id"`
+       AND NOT EXISTS (SELECT FROM "pgonce"."transition" AS pgonce_t WHERE pgonce_t.entity = pgonce_r."id"::text AND pgonce_t.machine = $3::text AND pgonce_t.outcome = 0)
+ ORDER BY pgonce_r."id"`
 
 	// sqlState reads a row's state. Locks: none. Index: the one of "id".
 	sqlState = `
