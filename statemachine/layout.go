@@ -4,6 +4,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
+	"slices"
+	"strings"
 	"sync"
 
 	"github.com/pgonce/pgonce/internal/pg"
@@ -79,6 +82,11 @@ func (l *layout) check(kind idKind, numbers bool) {
 	for _, name := range l.table.kept() {
 		if _, ok := l.columns[name]; !ok {
 			l.bad(fmt.Sprintf("has no column %q", name), "set ID, State, Version and Since of the Table")
+		}
+	}
+	for _, name := range slices.Sorted(maps.Keys(l.columns)) {
+		if strings.HasPrefix(name, reserved) {
+			l.bad(fmt.Sprintf("has a column %q", name), "rename it: names that begin so are those of the statements' own columns")
 		}
 	}
 	l.checkID(kind)

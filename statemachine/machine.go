@@ -100,7 +100,7 @@ func (mv *moves[S]) columns() []string {
 	return out
 }
 
-// columns are all that Require and Setting name.
+// columns are all that Require and Setting name, each once.
 func (m *Machine[S]) columns() []string {
 	var out []string
 	for _, s := range m.states {
@@ -109,7 +109,8 @@ func (m *Machine[S]) columns() []string {
 	for _, name := range m.order {
 		out = append(out, m.events[name].columns()...)
 	}
-	return out
+	slices.Sort(out)
+	return slices.Compact(out)
 }
 
 // Name is the machine's name.

@@ -137,7 +137,7 @@ SELECT a.attname::text, pg_catalog.quote_ident(n.nspname) || '.' || pg_catalog.q
 	// sqlFacts is what Verify has to know of the state and id columns and of this role's rights: whether the state can be
 	// NULL, is generated; whether an index keeps the id unique; what this role lacks; whether triggers are
 	// off in this session. Locks: ACCESS SHARE on the catalog. $1 schema, $2 table, $3 id, $4 state, $5 version or '', $6 the library's schema, or '' without a
-	// history.
+	// history, $7 since or ''.
 	sqlFacts = `
 SELECT NOT (s.attnotnull OR y.typnotnull), s.attgenerated <> '',
        EXISTS (SELECT FROM pg_catalog.pg_index x
@@ -148,7 +148,9 @@ SELECT NOT (s.attnotnull OR y.typnotnull), s.attgenerated <> '',
          CASE WHEN NOT (pg_catalog.has_column_privilege(c.oid, i.attnum, 'SELECT') AND pg_catalog.has_column_privilege(c.oid, s.attnum, 'SELECT')
                         AND COALESCE(pg_catalog.has_column_privilege(c.oid, v.attnum, 'SELECT'), true)) THEN pg_catalog.format('SELECT ON %I.%I', n.nspname, c.relname) END,
          CASE WHEN NOT (pg_catalog.has_column_privilege(c.oid, s.attnum, 'UPDATE')
-                        AND COALESCE(pg_catalog.has_column_privilege(c.oid, v.attnum, 'UPDATE'), true)) THEN pg_catalog.format('UPDATE (%I) ON %I.%I', s.attname, n.nspname, c.relname) END,
+                        AND COALESCE(pg_catalog.has_column_privilege(c.oid, v.attnum, 'UPDATE'), true)
+                        AND COALESCE(pg_catalog.has_column_privilege(c.oid, w.attnum, 'UPDATE'), true))
+              THEN pg_catalog.format('UPDATE (%s) ON %I.%I', pg_catalog.concat_ws(', ', pg_catalog.quote_ident(s.attname), pg_catalog.quote_ident(v.attname), pg_catalog.quote_ident(w.attname)), n.nspname, c.relname) END,
          CASE WHEN NOT pg_catalog.has_schema_privilege(l.oid, 'USAGE') THEN pg_catalog.format('USAGE ON SCHEMA %I', l.nspname) END,
          CASE WHEN NOT (pg_catalog.has_table_privilege(h.oid, 'SELECT') AND pg_catalog.has_table_privilege(h.oid, 'INSERT')) THEN pg_catalog.format('SELECT, INSERT ON %I.transition', l.nspname) END),
        pg_catalog.has_column_privilege(c.oid, s.attnum, 'SELECT') AND pg_catalog.has_schema_privilege(n.oid, 'USAGE'),
@@ -159,6 +161,7 @@ SELECT NOT (s.attnotnull OR y.typnotnull), s.attgenerated <> '',
   JOIN pg_catalog.pg_attribute s ON s.attrelid = c.oid AND s.attname = $4::text
   JOIN pg_catalog.pg_type y ON y.oid = s.atttypid
   LEFT JOIN pg_catalog.pg_attribute v ON v.attrelid = c.oid AND v.attname = $5::text
+  LEFT JOIN pg_catalog.pg_attribute w ON w.attrelid = c.oid AND w.attname = $7::text
   LEFT JOIN pg_catalog.pg_namespace l ON l.nspname = $6::text
   LEFT JOIN pg_catalog.pg_class h ON h.relnamespace = l.oid AND h.relname = 'transition'
  WHERE n.nspname = $1::text AND c.relname = $2::text`

@@ -88,7 +88,11 @@ func (t Table) resolve() (resolved, []error) {
 		{"version column", cmp.Or(t.Version, "none")},
 		{"since column", cmp.Or(t.Since, "none")},
 	} {
-		if reason := fault(n.name, maxIdentifier); reason != "" {
+		reason := fault(n.name, maxIdentifier)
+		if strings.HasSuffix(n.part, "column") && strings.HasPrefix(n.name, reserved) {
+			reason = "begins with " + reserved + ", as the statements' own names do"
+		}
+		if reason != "" {
 			find(n.part, reason)
 		}
 	}

@@ -58,7 +58,7 @@ func (*VerifyError) Unwrap() error { return ErrSchema }
 // a migrated database, and for a look at production. Nil means that nothing was found; a [*VerifyError] lists every
 // difference with what to do about it, in a stable order. Any other error means that it could not look.
 //
-// It reads the catalog in one snapshot, in five round trips and two more with a history. While no valid CHECK keeps the states, it reads
+// It reads the catalog in one snapshot, in five round trips, two more with a history and one with a Scope. While no valid CHECK keeps the states, it reads
 // the whole table, to count the rows in unknown ones. Locks: ACCESS SHARE. It writes nothing.
 //
 // It cannot find what is no property of the database: who may become owner of the table or superuser, and disable the trigger
@@ -112,7 +112,30 @@ func (b *Binding[K, S, TX]) verify(ctx context.Context) ([]Finding, error) {
 	if err == nil && readable && !v.kept {
 		err = v.strays(ctx)
 	}
+	if err == nil && readable && b.table.Scope != "" {
+		err = b.verifyScope(ctx, v, l)
+	}
 	return v.findings, err
+}
+
+// verifyScope lets the server read [Table.Scope] for a row that there is not. It comes last: where the server refuses, the transaction has ended.
+func (b *Binding[K, S, TX]) verifyScope(ctx context.Context, v *verifier, l *layout) error {
+	args := make([]any, 1+b.table.scopeArgs) // NULLs: the arguments of In are the caller's business
+	sql, err := l.statement(onState, &call{})
+	if err == nil {
+		var state *string
+		var rows int64
+		err = v.q.Run(ctx, pg.Stmt{SQL: sql, Args: args, Dest: []any{&state}, Rows: &rows})
+	}
+	switch code := pg.Code(err); {
+	case code == pg.CodeNoPrivilege:
+		v.find(FindingRight, v.table.String(), "this role lacks a right that Scope needs: "+err.Error(), "GRANT SELECT on its columns")
+		return nil
+	case strings.HasPrefix(code, "42") || strings.HasPrefix(code, "22"):
+		v.find(FindingTable, v.table.String(), fmt.Sprintf("Scope %q cannot be used: %v", b.table.Scope, err), "set Scope of the Table")
+		return nil
+	}
+	return err
 }
 
 // verifier collects findings.
@@ -141,7 +164,7 @@ func (v *verifier) facts(ctx context.Context) (readable bool, err error) {
 	var null, generated, unique bool
 	var lacks, replication string
 	err = v.q.Run(ctx, pg.Stmt{
-		SQL: sqlFacts, Args: []any{t.schema, t.name, t.ID, t.State, t.Version, schema},
+		SQL: sqlFacts, Args: []any{t.schema, t.name, t.ID, t.State, t.Version, schema, t.Since},
 		Dest: []any{&null, &generated, &unique, &lacks, &readable, &replication, &v.ident},
 	})
 	if err != nil {

@@ -206,3 +206,82 @@ func TestVerifyCannotLook(t *testing.T) {
 		t.Errorf("got %v", err)
 	}
 }
+
+// What Since, Scope, Require and the statements' own names want of the table is found too.
+func TestVerifyFindsWhatTheBindingWants(t *testing.T) {
+	t.Parallel()
+	db := pgtest.New(t)
+	m := sm.MustNew("lights", sm.Initial[light]("a"), sm.Final[light]("z"), sm.Require[light]("z", "watts"), from("a").On(on).To("z").Setting("watts"))
+	role := db.Role(t)
+	db.Exec(t, `GRANT USAGE ON SCHEMA pgonce TO "`+role+`"; GRANT SELECT, INSERT ON ALL TABLES IN SCHEMA pgonce TO "`+role+`"`)
+	for what, tc := range map[string]struct {
+		sql  string
+		want []string
+	}{
+		"nothing":        {``, nil},
+		"no since":       {`DROP COLUMN since`, []string{`table "public"."lamp": has no column "since"`}},
+		"a date":         {`ALTER since TYPE date`, []string{`table "public"."lamp": since column "since" is of type pg_catalog.date`}},
+		"no scope":       {`DROP COLUMN shop`, []string{`table "public"."lamp": Scope "shop = $1" cannot be used`}},
+		"not required":   {`DROP COLUMN watts`, []string{`table "public"."lamp": has no column "watts"; the machine names it`}},
+		"a reserved one": {`ADD COLUMN pgonce_o int`, []string{`table "public"."lamp": has a column "pgonce_o"; rename it`}},
+		"all at once": {`DROP COLUMN watts, DROP COLUMN since, ADD COLUMN pgonce_o int`, []string{
+			`table "public"."lamp": has no column "since"`, `table "public"."lamp": has a column "pgonce_o"`, `table "public"."lamp": has no column "watts"`,
+		}},
+	} {
+		db.Exec(t, `DROP TABLE IF EXISTS lamp; `+lamps+`; ALTER TABLE lamp ADD COLUMN since timestamptz, ADD COLUMN shop bigint; INSERT INTO lamp VALUES (1, 'a')`)
+		fresh, err := pgxpool.New(t.Context(), db.As(t, role))
+		if err != nil {
+			t.Fatal(err)
+		}
+		open, err := sm.Bind[int64](m, pgxdriver.New(fresh), sm.Table{Name: "lamp", Since: "since", Scope: "shop = $1"})
+		if err != nil {
+			t.Fatal(err)
+		}
+		b := open.In(7)
+		db.Exec(t, open.TriggerSQL(nil)+`GRANT SELECT, UPDATE ON lamp TO "`+role+`"`)
+		if tc.sql != "" {
+			db.Exec(t, `ALTER TABLE lamp `+tc.sql)
+		}
+		for who, b := range map[string]*sm.Binding[int64, light, pgx.Tx]{"In": b, "without In": open} {
+			got := found(t, b.Verify(t.Context()))
+			same := len(got) == len(tc.want)
+			for i := range got {
+				same = same && strings.HasPrefix(got[i], tc.want[i])
+			}
+			if !same {
+				t.Errorf("%s, %s: found\n  %s\nwant\n  %s", what, who, strings.Join(got, "\n  "), strings.Join(tc.want, "\n  "))
+			}
+		}
+		want := sm.ErrSchema // what Fire is told
+		if what == "nothing" {
+			want = sm.ErrNotFound
+		}
+		if _, err := b.Fire(t.Context(), 1, on, sm.Set("watts", 1)); what != "no scope" && !errors.Is(err, want) {
+			t.Errorf("%s: Fire is told %v", what, err)
+		}
+		fresh.Close()
+	}
+}
+
+// The rights that a bound column of Since and a Scope need.
+func TestVerifyFindsRightsOnSinceAndScope(t *testing.T) {
+	t.Parallel()
+	db := pgtest.New(t)
+	db.Exec(t, lamps+`; ALTER TABLE lamp ADD COLUMN since timestamptz, ADD COLUMN shop bigint`)
+	role := db.Role(t)
+	pool, err := pgxpool.New(t.Context(), db.As(t, role))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer pool.Close()
+	b := bindLamps(t, pgxdriver.New(pool), sm.Table{Since: "since", Scope: "shop = 7"})
+	db.Exec(t, b.TriggerSQL(nil)+`GRANT USAGE ON SCHEMA pgonce TO "`+role+`"; GRANT SELECT, INSERT ON ALL TABLES IN SCHEMA pgonce TO "`+role+`"; GRANT SELECT (id, state), UPDATE (state) ON lamp TO "`+role+`"`)
+	got := found(t, b.Verify(t.Context()))
+	if len(got) != 2 || !strings.Contains(got[0], "UPDATE (state, since) ON public.lamp") || !strings.HasPrefix(got[1], `right "public"."lamp": this role lacks a right that Scope needs`) {
+		t.Errorf("got %q", got)
+	}
+	db.Exec(t, `GRANT SELECT (shop), UPDATE (since) ON lamp TO "`+role+`"`)
+	if err := b.Verify(t.Context()); err != nil {
+		t.Error(err)
+	}
+}
