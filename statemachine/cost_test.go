@@ -139,33 +139,10 @@ func countTrips(t *testing.T, wire *pgtest.Wire, fire func(int64, sm.Event[light
 // number of a transaction, no lock on the row.
 func TestRepeatsWriteNothing(t *testing.T) {
 	t.Parallel()
-	server, err := localpg.Start(&localpg.Config{Settings: map[string]string{
-		"autovacuum": "off", "wal_level": "minimal", "max_wal_senders": "0", "full_page_writes": "off", "checkpoint_timeout": "1h",
-	}})
-	if err != nil {
-		t.Fatal(err)
-	}
-	pool, err := pgxpool.New(t.Context(), server.URL("postgres"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		pool.Close()
-		if err := server.Stop(); err != nil {
-			t.Error(err)
-		}
-	})
-	if _, err := migrations.UpPool(t.Context(), pool, nil); err != nil {
-		t.Fatal(err)
-	}
 	const rows = 500
-	if _, err := pool.Exec(t.Context(), lamps+fmt.Sprintf(`; INSERT INTO lamp SELECT g FROM generate_series(1, %d) g`, rows)); err != nil {
-		t.Fatal(err)
-	}
+	pool := quiet(t, lamps+fmt.Sprintf(`; INSERT INTO lamp SELECT g FROM generate_series(1, %d) g`, rows))
 	b, plain := bindLamps(t, pgxdriver.New(pool), sm.Table{}), bindLamps(t, pgxdriver.New(pool), sm.Table{NoHistory: true})
 	all := func(b *sm.Binding[int64, light, pgx.Tx], ev sm.Event[light], want sm.Outcome, opts ...sm.Option) (wal, xids int64) {
-		const position = `SELECT (pg_current_wal_insert_lsn() - '0/0')::bigint`
-		const xid = `SELECT pg_snapshot_xmax(pg_current_snapshot())::text::bigint`
 		wal, xids = number(t, pool, position), number(t, pool, xid)
 		for id := range int64(rows) {
 			if res, err := b.Fire(t.Context(), id+1, ev, opts...); err != nil || res.Outcome != want {
@@ -201,6 +178,40 @@ func TestRepeatsWriteNothing(t *testing.T) {
 	if n := number(t, pool, `SELECT count(*) FROM pgonce.transition`); n != 3*rows {
 		t.Errorf("%d rows of history", n)
 	}
+}
+
+// What the server has written so far, and how many transactions have got an xid.
+const (
+	position = `SELECT (pg_current_wal_insert_lsn() - '0/0')::bigint`
+	xid      = `SELECT pg_snapshot_xmax(pg_current_snapshot())::text::bigint`
+)
+
+// quiet is a server where nobody else writes.
+func quiet(t *testing.T, setUp string) *pgxpool.Pool {
+	t.Helper()
+	server, err := localpg.Start(&localpg.Config{Settings: map[string]string{
+		"autovacuum": "off", "wal_level": "minimal", "max_wal_senders": "0", "full_page_writes": "off", "checkpoint_timeout": "1h",
+	}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	pool, err := pgxpool.New(t.Context(), server.URL("postgres"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		pool.Close()
+		if err := server.Stop(); err != nil {
+			t.Error(err)
+		}
+	})
+	if _, err := migrations.UpPool(t.Context(), pool, nil); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := pool.Exec(t.Context(), setUp); err != nil {
+		t.Fatal(err)
+	}
+	return pool
 }
 
 func number(t *testing.T, pool *pgxpool.Pool, sql string) int64 {
