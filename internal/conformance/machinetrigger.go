@@ -204,7 +204,7 @@ func machineProved[TX any](t *testing.T, c Client[TX]) {
 	var n int64
 	smtest.Run(t, y.d, y.items, func(ctx context.Context, state itemState) (int64, error) {
 		n++
-		_, err := y.admin.Exec(ctx, `INSERT INTO item (id, state) VALUES ($1, $2)`, n, string(state))
+		_, err := y.items.Create(ctx, n, state)
 		return n, err
 	}, &smtest.Config[itemState]{Racers: 4})
 }

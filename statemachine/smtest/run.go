@@ -29,7 +29,8 @@ import (
 // Config tunes [Run]. A nil *Config is ready to use.
 type Config[S sm.StateType] struct {
 	// Options are what an event needs besides its Dedup id, which Run makes up where there has to be one: the columns that
-	// a CHECK of the table wants, or the values of a Where. Defaults to none.
+	// a CHECK of the table wants, or the values of a Where. They hold for one row and for many, so ExpectVersion is not for
+	// them. Defaults to none.
 	Options func(from S, ev sm.Event[S]) []sm.Option
 
 	// Racers is how many goroutines fire one event at one row. Defaults to 16.
@@ -47,12 +48,12 @@ type Config[S sm.StateType] struct {
 // Run proves a machine over its table:
 //
 //   - it walks the paths from every initial state and compares the row and its history with each;
-//   - it fires every event in every state, and again, and compares what becomes of it with the machine;
+//   - it fires every event in every state, and again, by Fire and by FireMany, and compares what becomes of it with the machine;
 //   - it races goroutines for every edge: one of them moves the row, the history has one line, the others are told so;
 //   - it tries to write every state from every state in plain SQL: UPDATE, INSERT, INSERT ON CONFLICT, MERGE where the server has it, COPY on
 //     pgx. What the machine has no edge for must be refused by the trigger, the rest must not be.
 //
-// create makes a row in a state, which is always an initial one, and returns its id. It commits.
+// create makes a row in a state, which is always an initial one, and returns its id, by Binding.Create or by any other way. It commits.
 //
 // Run needs a database for tests: its rows stay. It says in the test's log how much it has tried, and what it could not try.
 func Run[K sm.ID, S sm.StateType, TX any](tb testing.TB, db pg.Driver[TX], b *sm.Binding[K, S, TX], create func(ctx context.Context, state S) (K, error), cfg *Config[S]) {

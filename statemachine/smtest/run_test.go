@@ -130,7 +130,7 @@ func TestRunPassesWhatIsSound(t *testing.T) {
 	if db.Int(t, `SELECT current_setting('server_version_num')::int / 10000`) >= 15 {
 		merge = 4 * 5
 	}
-	for _, says := range []string{"walked 12 paths over 7 edges; bounded by MaxPaths: false", "fired 20 events", "raced 4 goroutines for each of 7 edges", fmt.Sprintf("past the machine %d times", 2*4*5+2*4+merge)} {
+	for _, says := range []string{"walked 12 paths over 7 edges; bounded by MaxPaths: false", "fired 40 events", "raced 4 goroutines for each of 7 edges", fmt.Sprintf("past the machine %d times", 2*4*5+2*4+merge)} {
 		if !slices.ContainsFunc(r.logs, func(l string) bool { return strings.Contains(l, says) }) {
 			t.Errorf("does not say %q", says)
 		}

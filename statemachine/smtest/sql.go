@@ -16,11 +16,11 @@ SELECT "id"::text, COALESCE("state"::text, ''), pg_catalog.to_jsonb(pgonce_t)::t
   FROM "public"."orders" AS pgonce_t
  WHERE "id" = (pg_catalog.jsonb_populate_record(NULL::"public"."orders", $1::text::jsonb))."id"`
 
-	// sqlMoves is what the history says of a row. $1 machine, $2 entity.
+	// sqlMoves is what the history says of a row, less its beginning, which comes from nowhere. $1 machine, $2 entity.
 	sqlMoves = `
 SELECT event, from_state, to_state
   FROM "pgonce"."transition"
- WHERE machine = $1::text AND entity = $2::text AND outcome = 0
+ WHERE machine = $1::text AND entity = $2::text AND outcome = 0 AND from_state <> ''
  ORDER BY seq`
 
 	// What follows tries to write a state past the machine, in transactions that are rolled back.

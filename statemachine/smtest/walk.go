@@ -3,6 +3,7 @@ package smtest
 import (
 	"context"
 	"errors"
+	"fmt"
 	"slices"
 	"strings"
 	"sync"
@@ -140,21 +141,43 @@ func (p *proof[K, S, TX]) compare(ctx context.Context, id K, state S, path []ste
 	}
 }
 
-// fireAll fires every event in every state, twice.
+// fireAll fires every event in every state, twice, by Fire and by FireMany.
 func (p *proof[K, S, TX]) fireAll(ctx context.Context) {
 	n := 0
 	for _, state := range p.m.States() {
 		for _, ev := range p.m.Events() {
-			if id, path, ok := p.place(ctx, state); ok {
-				p.fireTwice(ctx, id, state, ev, path)
-				n++
+			for verb, fire := range map[string]firing[K, S]{"Fire": p.fireOne, "FireMany": p.fireMany} {
+				if id, path, ok := p.place(ctx, state); ok {
+					p.fireTwice(ctx, verb, fire, id, state, ev, path)
+					n++
+				}
 			}
 		}
 	}
 	p.t.Logf("smtest: fired %d events in states", n)
 }
 
-func (p *proof[K, S, TX]) fireTwice(ctx context.Context, id K, state S, ev sm.Event[S], path []step[S]) {
+// firing is a way to fire an event at a row.
+type firing[K sm.ID, S sm.StateType] func(context.Context, K, sm.Event[S], []sm.Option) (sm.Outcome, error)
+
+func (p *proof[K, S, TX]) fireOne(ctx context.Context, id K, ev sm.Event[S], opts []sm.Option) (sm.Outcome, error) {
+	res, err := p.b.Fire(ctx, id, ev, opts...)
+	return res.Outcome, err
+}
+
+// fireMany fires at the row twice at once, which is once.
+func (p *proof[K, S, TX]) fireMany(ctx context.Context, id K, ev sm.Event[S], opts []sm.Option) (sm.Outcome, error) {
+	res, err := p.b.FireMany(ctx, []K{id, id}, ev, opts...)
+	switch {
+	case err != nil:
+		return 0, err
+	case len(res) != 1:
+		return 0, fmt.Errorf("%d answers for one row", len(res))
+	}
+	return res[0].Outcome, res[0].Err
+}
+
+func (p *proof[K, S, TX]) fireTwice(ctx context.Context, verb string, fire firing[K, S], id K, state S, ev sm.Event[S], path []step[S]) {
 	s := step[S]{state, state, ev}
 	to, moves := p.m.Next(state, ev)
 	want := sm.Applied
@@ -171,9 +194,9 @@ func (p *proof[K, S, TX]) fireTwice(ctx context.Context, id K, state S, ev sm.Ev
 	}
 	opts := p.options(s)
 	for range 2 {
-		res, err := p.b.Fire(ctx, id, ev, opts...)
-		if res.Outcome != want || (want == 0) != errors.Is(err, sm.ErrConflict) {
-			p.t.Errorf("smtest: %q in %q should be %s; got %s: %v", ev.Name(), text(state), outcome(want), outcome(res.Outcome), err)
+		got, err := fire(ctx, id, ev, opts)
+		if got != want || (want == 0) != errors.Is(err, sm.ErrConflict) {
+			p.t.Errorf("smtest: %s: %q in %q should be %s; got %s: %v", verb, ev.Name(), text(state), outcome(want), outcome(got), err)
 			return
 		}
 		if want == sm.Applied {
