@@ -63,6 +63,7 @@ func machineSuites[TX any]() suites[TX] {
 		"machine/ManyDedup":              machineManyDedup[TX],
 		"machine/ManySharedTarget":       machineManySharedTarget[TX],
 		"machine/ManyStorm":              machineManyStorm[TX],
+		"machine/ManyLocksInOrder":       machineManyLocksInOrder[TX],
 		"machine/ManyRefusedByServer":    machineManyRefusedByServer[TX],
 		"machine/ManyBusy":               machineManyBusy[TX],
 		"machine/ManyIds":                machineManyIDs[TX],

@@ -207,6 +207,35 @@ func machineManyStorm[TX any](t *testing.T, c Client[TX]) {
 	wantInt(t, "rows of history", y.int(`SELECT count(*) FROM pgonce.transition`), rows*rounds)
 }
 
+// Rows are locked in the order of their ids, over all statements of a call: while the first is waited for, no other is held.
+func machineManyLocksInOrder[TX any](t *testing.T, c Client[TX]) {
+	y := newYard(t, c, 2)
+	y.sql(`INSERT INTO item (id) SELECT generate_series(1, 1500)`)
+	ids := make([]int64, 1500)
+	for i := range ids {
+		ids[i] = int64(i + 1)
+	}
+	rand.Shuffle(len(ids), func(i, j int) { ids[i], ids[j] = ids[j], ids[i] })
+	noErr(t, y.items.Validate(t.Context()))
+	holder := y.hold(`SELECT FROM item WHERE id = 1 FOR UPDATE`)
+	tx := y.tx(pg.ReadCommitted)
+	done := make(chan error)
+	go func() {
+		rows, err := y.items.FireManyTx(t.Context(), tx.Handle(), ids, goEvent)
+		if err == nil && len(rows) != len(ids) {
+			err = fmt.Errorf("%d answers", len(rows))
+		}
+		done <- err
+	}()
+	pgtest.Eventually(t, "it waits", y.waiting)
+	wantInt(t, "rows that are free", y.int(`SELECT count(*) FROM (SELECT FROM item FOR UPDATE SKIP LOCKED) free`), 1499)
+	noErr(t, holder.Rollback(t.Context()))
+	noErr(t, <-done)
+	wantInt(t, "rows that are free", y.int(`SELECT count(*) FROM (SELECT FROM item FOR UPDATE SKIP LOCKED) free`), 0)
+	noErr(t, tx.Commit(t.Context()))
+	wantInt(t, "history", y.int(`SELECT count(*) FROM pgonce.transition`), 1500)
+}
+
 // More rows than one statement takes, some of which the server refuses: each refusal is about its row, and the
 // others are moved.
 func machineManyRefusedByServer[TX any](t *testing.T, c Client[TX]) {

@@ -336,12 +336,40 @@ func machineLockTimeout[TX any](t *testing.T, c Client[TX]) {
 	tx := y.tx(pg.ReadCommitted)
 	var setting string
 	noErr(t, tx.Run(t.Context(), pg.Stmt{SQL: `SELECT set_config('lock_timeout', '7min', true)`, Dest: []any{&setting}}))
-	for _, opts := range [][]sm.Option{nil, {sm.Dedup("d")}} {
-		_, err = y.items.FireTx(t.Context(), tx.Handle(), 2, goEvent, append(opts, sm.LockTimeout(20*time.Millisecond), sm.Lock())...)
-		noErr(t, err)
+	plain := bind(t, y.d, sm.MustNew("plain", sm.Initial(inA), sm.Final(inT), sm.From(inA).On(goEvent).To(inT)), sm.Table{Name: "item", NoHistory: true})
+	short := sm.LockTimeout(20 * time.Millisecond)
+	for verb, do := range map[string]func() error{
+		"FireTx": func() error {
+			_, err := y.items.FireTx(t.Context(), tx.Handle(), 2, goEvent, short, sm.Lock())
+			return err
+		},
+		"FireTx with an id": func() error {
+			_, err := y.items.FireTx(t.Context(), tx.Handle(), 2, goEvent, short, sm.Dedup("d"))
+			return err
+		},
+		"FireTx without a history": func() error {
+			_, err := plain.FireTx(t.Context(), tx.Handle(), 2, goEvent, short, sm.Lock())
+			return err
+		},
+		"FireManyTx": func() error {
+			_, err := y.items.FireManyTx(t.Context(), tx.Handle(), []int64{2}, goEvent, short)
+			return err
+		},
+		"FireManyTx without a history": func() error {
+			_, err := plain.FireManyTx(t.Context(), tx.Handle(), []int64{2}, goEvent, short)
+			return err
+		},
+		"FireFuncTx": func() error {
+			_, err := y.items.FireFuncTx(t.Context(), tx.Handle(), 2, goEvent, func(context.Context, TX, itemState) error { return nil }, short)
+			return err
+		},
+		"CreateTx":                   func() error { _, err := y.items.CreateTx(t.Context(), tx.Handle(), 3, inA, short); return err },
+		"CreateTx without a history": func() error { _, err := plain.CreateTx(t.Context(), tx.Handle(), 4, inA, short); return err },
+	} {
+		noErr(t, do())
 		noErr(t, tx.Run(t.Context(), pg.Stmt{SQL: `SELECT current_setting('lock_timeout')`, Dest: []any{&setting}}))
 		if setting != "7min" {
-			t.Errorf("lock_timeout is %s afterwards", setting)
+			t.Errorf("lock_timeout is %s after %s", setting, verb)
 		}
 	}
 	_, err = y.items.FireTx(t.Context(), tx.Handle(), 1, goEvent, sm.LockTimeout(20*time.Millisecond))
