@@ -242,8 +242,15 @@ func (m *many[K, S, TX]) run(ctx context.Context, q pg.Querier, chunk []K, wait 
 	var unused answer
 	stmt := m.f.stmt(&unused, wait, held)
 	stmt.Args[0] = idArray(chunk)
+	alone := m.f.call.dedup == nil && m.f.b.kind != idText // an id of another kind has one notation
+	stmt.Args[5] = alone
 	answers := make([]answer, len(chunk))
 	byEntity := make(map[string]*answer, len(chunk))
+	if alone {
+		for i, id := range chunk {
+			byEntity[fmt.Sprint(idArg(id))] = &answers[i]
+		}
+	}
 	for scan, err := range q.Query(ctx, stmt.SQL, stmt.Args...) {
 		var kind int64
 		var place *int64
@@ -262,6 +269,12 @@ func (m *many[K, S, TX]) run(ctx context.Context, q pg.Querier, chunk []K, wait 
 			byEntity[*entity] = &answers[*place-1]
 		case rowWritten:
 			to := byEntity[*entity]
+			if to == nil {
+				return nil, fmt.Errorf("%w: row %s was moved, which is none of these", ErrSchema, *entity)
+			}
+			if alone {
+				*to = a
+			}
 			to.written, to.seq, to.at = true, a.seq, a.at
 		case rowKnown:
 			answers[*place-1] = a

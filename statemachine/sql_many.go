@@ -6,7 +6,7 @@ const (
 	// these statements wait for each other. It returns a row (1) for each row of the table that it has
 	// locked, one (5) for each id that names a row which another id does too, and a last one (4). Locks: the rows, FOR NO KEY UPDATE. Index: the one of "id".
 	//
-	// $1 the ids as an array, $6 is not used, the others as in sqlFire. What is the same for all rows is in sub-queries, which
+	// $1 the ids as an array, $6 is not used here, the others as in sqlFire. What is the same for all rows is in sub-queries, which
 	// the server evaluates once.
 	sqlMany = `
 WITH pgonce_wait AS MATERIALIZED (
@@ -50,8 +50,9 @@ SELECT 4, NULL, NULL, NULL, NULL, NULL, NULL,
        (SELECT pg_catalog.count(pg_catalog.set_config('lock_timeout', pgonce_was, true)) FROM pgonce_wait), NULL, NULL, NULL, NULL`
 
 	// sqlManyHistory is sqlMany with a history. It returns also what it has written to the history (2), to be
-	// put together with (1) by the entity, and what it has found there of a dedup id (3). There is no join in it that a plan
-	// for few rows makes slow for many: each side is found by an index, or is small, or is put together
+	// put together with (1) by the entity, and what it has found there of a dedup id (3). With $6 a row that is moved is (2)
+	// alone: nothing but a dedup id can keep the history from taking it, and the caller can tell the id by the entity. There is no join in it
+	// that a plan for few rows makes slow for many: each side is found by an index, or is small, or is put together
 	// by the caller. Index of "transition": as in sqlFireHistory.
 	sqlManyHistory = `
 WITH pgonce_wait AS MATERIALIZED (
@@ -61,7 +62,6 @@ WITH pgonce_wait AS MATERIALIZED (
 ), pgonce_ids AS MATERIALIZED (
   SELECT pgonce_i, pgonce_p, pg_catalog.row_number() OVER (PARTITION BY pgonce_i ORDER BY pgonce_p) AS pgonce_x
     FROM pg_catalog.unnest($1::text::bigint[]) WITH ORDINALITY AS pgonce_u(pgonce_i, pgonce_p)
-   WHERE $6::boolean IS NOT NULL
 ), pgonce_dup AS MATERIALIZED (
   SELECT pgonce_p AS pgonce_dp, event AS pgonce_de, from_state AS pgonce_df, to_state AS pgonce_dt, outcome AS pgonce_do,
          version AS pgonce_dv, seq AS pgonce_ds, at AS pgonce_da
@@ -92,7 +92,7 @@ WITH pgonce_wait AS MATERIALIZED (
     FROM pgonce_plan
    WHERE pgonce_o = 0 OR pgonce_o > 0 AND $10::text IS NOT NULL
   ON CONFLICT DO NOTHING
-  RETURNING entity AS pgonce_he, to_state AS pgonce_ht, outcome AS pgonce_ho, seq AS pgonce_hs, at AS pgonce_ha
+  RETURNING entity AS pgonce_he, from_state AS pgonce_hf, to_state AS pgonce_ht, outcome AS pgonce_ho, version AS pgonce_hv, seq AS pgonce_hs, at AS pgonce_ha
 ), pgonce_moved AS (
   UPDATE "public"."orders" SET "state" = pgonce_ht::text /*as state*/ /*set*/
     FROM pgonce_h
@@ -102,8 +102,9 @@ WITH pgonce_wait AS MATERIALIZED (
 SELECT 1, pgonce_p, pgonce_n, pgonce_e, pgonce_f, CASE WHEN pgonce_o = 0 THEN pgonce_to END, pgonce_o, pgonce_g, pgonce_m, pgonce_v,
        NULL::bigint, NULL::timestamptz, NULL::text
   FROM pgonce_plan
+ WHERE NOT $6::boolean OR pgonce_o IS DISTINCT FROM 0
 UNION ALL
-SELECT 2, NULL, NULL, pgonce_he, NULL, NULL, NULL, NULL, NULL, NULL, pgonce_hs, pgonce_ha, NULL FROM pgonce_h
+SELECT 2, NULL, 1, pgonce_he, pgonce_hf, pgonce_ht, pgonce_ho, NULL, NULL, pgonce_hv - 1, pgonce_hs, pgonce_ha, NULL FROM pgonce_h
 UNION ALL
 SELECT 3, pgonce_dp, NULL, NULL, pgonce_df, pgonce_dt, pgonce_do, NULL, NULL, pgonce_dv, pgonce_ds, pgonce_da, pgonce_de FROM pgonce_dup
 UNION ALL

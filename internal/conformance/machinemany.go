@@ -125,6 +125,13 @@ func machineManyDedup[TX any](t *testing.T, c Client[TX]) {
 	rows, err := y.items.FireMany(t.Context(), ids, turnOff, sm.Dedup("night"))
 	noErr(t, err)
 	y.wantTold(rows, map[int64]string{0: sm.ErrDedupReused.Error(), 1: sm.ErrDedupReused.Error(), 2: sm.ErrDedupReused.Error()})
+	y.insert(9, inA)
+	rows, err = y.items.FireMany(t.Context(), []int64{9}, turnOn, sm.Where("version = 0"), sm.Actor("ops")) // no id: it is answered by its history alone
+	noErr(t, err)
+	if r := rows[0]; !r.Applied() || r.From != inA || r.To != inB || r.Version != 1 || r.Seq == 0 || r.At.IsZero() {
+		t.Errorf("got %+v", r)
+	}
+	wantInt(t, "version", y.int(`SELECT version FROM item WHERE id = 9`), 1)
 	y.chains()
 }
 
@@ -213,9 +220,8 @@ func machineManyLocksInOrder[TX any](t *testing.T, c Client[TX]) {
 	y.sql(`INSERT INTO item (id) SELECT generate_series(1, 1500)`)
 	ids := make([]int64, 1500)
 	for i := range ids {
-		ids[i] = int64(i + 1)
+		ids[i] = int64(len(ids) - i)
 	}
-	rand.Shuffle(len(ids), func(i, j int) { ids[i], ids[j] = ids[j], ids[i] })
 	noErr(t, y.items.Validate(t.Context()))
 	holder := y.hold(`SELECT FROM item WHERE id = 1 FOR UPDATE`)
 	tx := y.tx(pg.ReadCommitted)
