@@ -40,6 +40,7 @@ func FuzzExpressionOnServer(f *testing.F) {
 }
 
 func fuzzOnServer(f *testing.F, conn *pgx.Conn) {
+	f.Helper()
 	var accepted, parsed int
 	f.Cleanup(func() {
 		if accepted > 20 && parsed == 0 {

@@ -266,7 +266,8 @@ func machineStateAndHistory[TX any](t *testing.T, c Client[TX]) {
 	if !slices.Equal(got, want) {
 		t.Errorf("got %q", got)
 	}
-	for range y.items.History(t.Context(), 3) {
+	for _, err := range y.items.History(t.Context(), 3) {
+		noErr(t, err)
 		t.Error("a row that is not there has a history")
 	}
 	for _, err := range bind(t, y.d, sm.MustNew("p", sm.Initial(inA), sm.Final(inA)), sm.Table{Name: "item", NoHistory: true}).History(t.Context(), 1) {
@@ -306,7 +307,8 @@ func machineScope[TX any](t *testing.T, c Client[TX]) {
 	}
 	_, err = other.State(t.Context(), 1)
 	wantErr(t, err, sm.ErrNotFound)
-	for range other.History(t.Context(), 1) {
+	for _, err := range other.History(t.Context(), 1) {
+		noErr(t, err)
 		t.Error("another's history")
 	}
 	_, err = other.FireFunc(t.Context(), 3, goEvent, func(context.Context, TX, itemState) error { t.Error("asked"); return nil })
