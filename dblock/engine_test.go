@@ -46,6 +46,8 @@ func (f *fakeServer) RunAll(ctx context.Context, stmts ...pg.Stmt) error {
 		case sqlUnlock:
 			f.drops++
 			*s.Dest[0].(*bool) = true
+		case sqlPeek:
+			*s.Dest[0].(*string) = strings.ReplaceAll(strings.Trim(s.Args[0].(string), "{}"), ",", ":1,") + ":1"
 		case sqlTake, sqlDrop:
 			*s.Dest[0].(*string) = strings.ReplaceAll(strings.Trim(s.Args[0].(string), "{}"), ",", ":1,") + ":1"
 			if s.SQL == sqlDrop {

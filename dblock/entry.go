@@ -64,7 +64,7 @@ type hold struct {
 	fenced   bool          // a transaction of the caller's may outlive the tenure, so there are no heirs
 	closing  bool          // others queue for it: no more joins
 	tenures  []*tenure
-	leavers  []chan error // who wait until it is given back
+	leavers  []chan error // who wait until it is given back, or has another tenure
 }
 
 // refuse answers a request with an error. It must be out of its line, or the line gone.
@@ -187,6 +187,7 @@ func (e *engine) grant(h *hold, r *request) {
 	}
 	t := newTenure(e, h, r)
 	h.tenures = append(h.tenures, t)
+	h.left(nil) // who has left it meanwhile does not wait for the one who has it now
 	e.tell(Event{Kind: Acquired, Key: r.key, Token: t.token, Took: e.now() - r.began})
 	r.answer <- answer{tenure: t}
 }

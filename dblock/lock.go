@@ -138,8 +138,8 @@ func (t *tenure) release() error {
 	return t.err
 }
 
-// leave ends the tenure. If it was the last one of the hold and nobody follows, word tells when the hold is given
-// back. The mutex is held.
+// leave ends the tenure. If it was the last one of the hold, word tells when the hold is given back, or somebody
+// follows. The mutex is held.
 func (t *tenure) leave() (word chan error) {
 	h, e := t.hold, t.engine
 	t.over = ErrNotHeld
@@ -152,9 +152,6 @@ func (t *tenure) leave() (word chan error) {
 	word = make(chan error, 1)
 	h.leavers = append(h.leavers, word)
 	e.advance(h.entry)
-	if len(h.tenures) > 0 { // handed over
-		h.left(nil)
-	}
 	return word
 }
 
