@@ -70,7 +70,9 @@ func (l Locks[TX]) Release(ctx context.Context) error {
 // ([Lock.Context]), and ends with Do's, too. It returns fn's error, joined with [ErrLost] if the lock was lost
 // before fn returned: then somebody else may have run meanwhile, whatever fn returned.
 func (c *Client[TX]) Do(ctx context.Context, key Key, fn func(ctx context.Context, lock *Lock[TX]) error) error {
-	lock, err := c.acquire(ctx, ctx, key, nil, true)
+	work, cancel := context.WithCancel(ctx) // the lock's ctx comes from it under the mutex, where the caller's may ask us
+	defer cancel()
+	lock, err := c.acquire(ctx, work, key, nil, true)
 	if err != nil {
 		return err
 	}
@@ -111,8 +113,9 @@ func (e *engine) acquire(ctx context.Context, r *request) (*tenure, error) {
 		return nil, fmt.Errorf("%w: %w", ErrNotAcquired, context.Cause(ctx))
 	}
 	r.number = e.number(r.key)
+	r.outer = outerOf(ctx)
 	e.mu.Lock()
-	if e.heldBy(ctx, r.key) {
+	if e.holds(r.outer, r.key) {
 		e.unlock()
 		return nil, ErrReentrant
 	}
@@ -132,9 +135,9 @@ func (e *engine) acquire(ctx context.Context, r *request) (*tenure, error) {
 
 // giveUp takes a request back. A lock that was granted in this moment is given back, for others to have.
 func (e *engine) giveUp(ctx context.Context, r *request) error {
+	err := fmt.Errorf("%w: %w", ErrNotAcquired, context.Cause(ctx)) // without the mutex: a ctx made of a lock's asks us
 	e.mu.Lock()
 	defer e.unlock()
-	err := fmt.Errorf("%w: %w", ErrNotAcquired, context.Cause(ctx))
 	select {
 	case a := <-r.answer:
 		if a.tenure != nil && a.tenure.check() == nil {

@@ -13,10 +13,16 @@ type lockContext struct {
 
 type heldKey struct{}
 
-func newLockContext(parent context.Context, t *tenure) *lockContext {
-	c := &lockContext{tenure: t}
+// newLockContext runs under the mutex, so parent must be one of the standard library's: its own Err must not ask us.
+func newLockContext(parent context.Context, outer *lockContext, t *tenure) *lockContext {
+	c := &lockContext{tenure: t, outer: outer}
 	c.Context, c.cancel = context.WithCancelCause(parent)
-	c.outer, _ = parent.Value(heldKey{}).(*lockContext)
+	return c
+}
+
+// outerOf is the context of the tenure in whose work ctx is used, or nil.
+func outerOf(ctx context.Context) *lockContext {
+	c, _ := ctx.Value(heldKey{}).(*lockContext)
 	return c
 }
 
@@ -40,9 +46,8 @@ func (c *lockContext) Value(key any) any {
 	return c.Context.Value(key)
 }
 
-// heldBy reports whether ctx comes from the work of a tenure of this key that lasts. The mutex is held.
-func (e *engine) heldBy(ctx context.Context, key Key) bool {
-	c, _ := ctx.Value(heldKey{}).(*lockContext)
+// holds reports whether c, or one around it, is of a tenure of this key that lasts. The mutex is held.
+func (e *engine) holds(c *lockContext, key Key) bool {
 	for ; c != nil; c = c.outer {
 		if c.tenure.engine == e && c.tenure.over == nil && c.tenure.key == key {
 			return true

@@ -34,6 +34,7 @@ const (
 // request is a caller that wants a lock.
 type request struct {
 	parent  context.Context // of the tenure's ctx
+	outer   *lockContext    // of the tenure in whose work it is asked for
 	key     Key
 	number  int64 // of the key
 	cfg     LockConfig

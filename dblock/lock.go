@@ -51,7 +51,7 @@ func newTenure(e *engine, h *hold, r *request) *tenure {
 		token: newToken(h.epoch, h.sequence, h.local), handle: r.handle,
 	}
 	r.handle = nil // which may be kept for longer, in lists
-	t.ctx = newLockContext(r.parent, t)
+	t.ctx = newLockContext(r.parent, r.outer, t)
 	if r.cfg.Expect > 0 {
 		t.overrun = time.AfterFunc(r.cfg.Expect, t.reportOverrun)
 	}

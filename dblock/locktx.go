@@ -90,12 +90,13 @@ func (c *Client[TX]) inTx(ctx context.Context, verb string, tx TX, key Key, cfg 
 // admits refuses who would wait for himself, and everybody when the client is closed.
 func (c *Client[TX]) admits(ctx context.Context, key Key) error {
 	e := c.engine
+	outer := outerOf(ctx)
 	e.mu.Lock()
 	defer e.unlock()
 	switch {
 	case e.closed:
 		return ErrClosed
-	case e.heldBy(ctx, key):
+	case e.holds(outer, key):
 		return ErrReentrant
 	}
 	return nil
