@@ -81,6 +81,7 @@ const (
 	SQLQueueShared = sqlQueueShared
 	SQLOwn         = sqlOwn
 	SQLHeld        = sqlHeld
+	SQLFence       = sqlFence
 )
 
 // Restore is what must never be done: it brings a lock back that was lost, if nobody wants it at the moment.

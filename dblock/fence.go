@@ -40,15 +40,15 @@ func (t *tenure) fence(ctx context.Context, tx pg.Querier) error {
 		return err
 	}
 	held, err := t.hold.ground.fence(ctx, tx, t)
-	if err != nil || held {
+	if err != nil {
 		return err
 	}
 	e.mu.Lock()
 	defer e.unlock()
-	if t.over == nil { // the server knows better: all that was held there is gone
+	if !held && t.over == nil { // the server knows better: all that was held there is gone
 		t.hold.ground.lose(LostFence, nil)
 	}
-	return t.over
+	return t.over // if it has ended meanwhile, the key may have been given away before the fence was there
 }
 
 // fence reports whether the session has its locks still, and keeps successors out if it has.

@@ -3,6 +3,7 @@
 package dblock_test
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"math/rand/v2"
@@ -15,6 +16,7 @@ import (
 	"github.com/jackc/pgx/v5/pgxpool"
 	"github.com/pgonce/pgonce/dblock"
 	"github.com/pgonce/pgonce/driver/pgxdriver"
+	"github.com/pgonce/pgonce/internal/pg"
 	"github.com/pgonce/pgonce/internal/pgtest"
 )
 
@@ -200,4 +202,45 @@ func TestFencedLockIsNotHandedOver(t *testing.T) {
 		t.Fatal(err)
 	}
 	release(t, <-done)
+}
+
+// slowFence is a driver on which something happens before a fence reaches the server.
+type slowFence struct {
+	pg.Driver[pgx.Tx]
+	before func()
+}
+
+func (d slowFence) Tx(tx pgx.Tx) pg.TxQuerier { return slowTx{d.Driver.Tx(tx), d.before} }
+
+type slowTx struct {
+	pg.TxQuerier
+	before func()
+}
+
+func (q slowTx) Run(ctx context.Context, st pg.Stmt) error {
+	if st.SQL == dblock.SQLFence {
+		q.before()
+	}
+	return q.TxQuerier.Run(ctx, st)
+}
+
+// The lock is released, and given to somebody else, while a fence is on its way: that is none, though the session lives.
+func TestFenceOfALockThatIsReleasedMeanwhile(t *testing.T) {
+	t.Parallel()
+	b := newBench(t)
+	var l, next *locked
+	others := b.client(t, nil)
+	c := clientOn(t, slowFence{pgxdriver.New(b.pool), func() {
+		release(t, l)
+		next = acquire(t, others, "1", nil)
+	}}, nil)
+	l = acquire(t, c, "1", nil)
+	tx := b.begin(t)
+	if err := l.FenceTx(t.Context(), tx); !errors.Is(err, dblock.ErrNotHeld) {
+		t.Errorf("got %v", err)
+	}
+	if err := next.Err(); err != nil {
+		t.Error(err)
+	}
+	release(t, next)
 }
