@@ -100,11 +100,15 @@ func (e *engine) unlockAs(leader bool) {
 	news, led := e.news, e.leaderless
 	e.news, e.leaderless = nil, nil
 	e.mu.Unlock()
+	defer leadAll(led, leader) // also when Observe panics and the caller recovers: others wait for what is sent there
 	for _, tell := range news {
 		tell()
 	}
+}
+
+func leadAll(led []*session, caller bool) {
 	for i, s := range led {
-		if leader && i == len(led)-1 {
+		if caller && i == len(led)-1 {
 			s.lead(true)
 			return
 		}
