@@ -107,6 +107,11 @@ func (c *Client[TX]) Restore(l *Lock[TX]) bool {
 	return true
 }
 
+// Join is what a session asks for to be one of those that may draw tokens, in the default schema.
+func Join() (sql string, gate, members int64) {
+	return sqlJoin, pg.LockNumber("pgonce.dblock.gate", pg.DefaultSchema), pg.LockNumber("pgonce.dblock.members", pg.DefaultSchema)
+}
+
 // deadSession is one that has ended.
 type deadSession struct{ pg.Session }
 

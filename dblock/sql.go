@@ -2,7 +2,7 @@ package dblock
 
 // Session advisory locks live on sessions of our own only (Driver.Session): these statements are the
 // ones that may not run behind a pooler in transaction mode, and New refuses there. No statement reads
-// or writes a table but sqlEpoch and sqlNewEpoch, by the primary key of a table of one row.
+// or writes a table but sqlEpoch, sqlNewEpoch and sqlJoin, by the primary key of a table of one row.
 //
 // Keys travel as text arrays, which every client library can send. Every answer names its key,
 // since the order in which unnest is evaluated is documented nowhere. MATERIALIZED keeps the planner
@@ -70,16 +70,21 @@ ON CONFLICT (id) DO UPDATE SET
 	//
 	// A crash ends every session. So whoever finds another one alive knows that there was none since that one, or one
 	// that it found alive, has moved the sequence; and who finds nobody moves it. The lock $1 lets them come one
-	// by one: one that dies half way leaves nobody alive behind. What a crash can forget are the numbers
+	// by one: one that dies half way leaves nobody alive behind. But one that is cancelled, or taken apart by the server, can be seen to
+	// be alive for a moment before what it has moved is on disk. So the others write something, too, a row lock: its flush takes with it
+	// whatever was logged before. What a crash can forget are the numbers
 	// whose log records were not on disk, here those of less than a second; 67,108,864 would be
 	// minutes of the most that a server can give out. setval does not meet another one here, and a nextval in between is
 	// far below it, so the sequence never falls back. Locks: one advisory, for the statement; one advisory, shared, as long
-	// as the session lives; for the first one ROW EXCLUSIVE on the sequence.
+	// as the session lives; for the first one ROW EXCLUSIVE on the sequence, for the others the row of "epoch", for the statement. By its
+	// primary key.
 	sqlJoin = `
 WITH gate AS MATERIALIZED (SELECT pg_advisory_xact_lock($1::bigint)),
      first AS MATERIALIZED (SELECT pg_try_advisory_lock($2::bigint) AS first FROM gate),
-     ahead AS MATERIALIZED (SELECT first, CASE WHEN first THEN setval('"pgonce"."fence"', nextval('"pgonce"."fence"') + 67108864) END AS number FROM first)
-SELECT pg_try_advisory_lock_shared($2::bigint), CASE WHEN first THEN pg_advisory_unlock($2::bigint) ELSE true END FROM ahead`
+     ahead AS MATERIALIZED (SELECT first, CASE WHEN first THEN setval('"pgonce"."fence"', nextval('"pgonce"."fence"') + 67108864) END AS number FROM first),
+     flush AS MATERIALIZED (SELECT id FROM "pgonce"."epoch" WHERE id = 1 AND NOT (SELECT first FROM ahead) FOR NO KEY UPDATE)
+SELECT pg_try_advisory_lock_shared($2::bigint), CASE WHEN first THEN pg_advisory_unlock($2::bigint) ELSE id IS NOT NULL END
+FROM ahead LEFT JOIN flush ON true`
 
 	// sqlAlive takes the session's liveness lock, which nobody else ever waits for. Lock: one
 	// advisory, exclusive, as long as the session lives.

@@ -1,0 +1,82 @@
+//go:build unix
+
+package dblock_test
+
+import (
+	"syscall"
+	"testing"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgxpool"
+	"github.com/pgonce/pgonce/dblock"
+	"github.com/pgonce/pgonce/driver/pgxdriver"
+	"github.com/pgonce/pgonce/internal/localpg"
+	"github.com/pgonce/pgonce/internal/pgtest"
+	"github.com/pgonce/pgonce/migrations"
+)
+
+// The first session moves the sequence and is cancelled before that is on disk, when others can see already that it is alive. The next
+// one gives out tokens beyond the gap, and then the server crashes.
+func TestTokensSurviveAJoinThatIsCutShort(t *testing.T) {
+	t.Parallel()
+	pgtest.New(t) // skips where there is no server to start, and watches for leaks
+	srv, err := localpg.Start(&localpg.Config{Durable: true, Settings: map[string]string{
+		"wal_writer_delay": "10s", "wal_writer_flush_after": "100MB", "max_connections": "50", "autovacuum": "off",
+	}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := srv.Stop(); err != nil {
+			t.Error(err)
+		}
+	})
+	pool, err := pgxpool.New(t.Context(), srv.URL("postgres"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(pool.Close)
+	if _, err := migrations.UpPool(t.Context(), pool, nil); err != nil {
+		t.Fatal(err)
+	}
+	warm, err := dblock.New(t.Context(), pgxdriver.New(pool), nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	release(t, acquire(t, warm, "1", nil))
+	if err := warm.Close(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	cut, err := pgx.Connect(t.Context(), srv.URL("postgres"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	tx, err := cut.Begin(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	sql, gate, members := dblock.Join()
+	if _, err := tx.Exec(t.Context(), sql, gate, members); err != nil {
+		t.Fatal(err)
+	}
+	if err := tx.Rollback(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	c := clientOf(t, pool, nil)
+	l := acquire(t, c, "1", nil)
+	if err := syscall.Kill(int(cut.PgConn().PID()), syscall.SIGKILL); err != nil {
+		t.Fatal(err)
+	}
+	_ = lost(t, l)
+	_ = cut.Close(t.Context())
+	var behind int64
+	pgtest.Eventually(t, "the server is back", func() bool {
+		return pool.QueryRow(t.Context(), `SELECT last_value FROM pgonce.fence`).Scan(&behind) == nil
+	})
+	t.Logf("the sequence is at %d, the token had number %d", behind, int64(l.Token())>>10&(1<<38-1))
+	next := acquire(t, c, "1", nil)
+	if next.Token() <= l.Token() {
+		t.Errorf("token %d after %d", next.Token(), l.Token())
+	}
+	release(t, next)
+}
