@@ -222,3 +222,24 @@ func TestColumnsNamedAsTheHistorys(t *testing.T) {
 		}
 	}
 }
+
+// A time-out of any length that New takes is one that every release of Postgres reads, to the microsecond.
+func TestSweepTakesEveryTimeOut(t *testing.T) {
+	t.Parallel()
+	db := pgtest.New(t)
+	db.Exec(t, lamps+`; ALTER TABLE lamp ADD COLUMN since timestamptz DEFAULT '-infinity'`)
+	d := pgxdriver.New(db.Pool(t))
+	for i, after := range []time.Duration{time.Microsecond, time.Second + time.Microsecond, 36 * time.Minute, 59*time.Minute + 59*time.Second + 999999*time.Microsecond, 100 * 365 * 24 * time.Hour} {
+		m := sm.MustNew(fmt.Sprint("lights ", i), sm.Initial[light]("a"), sm.Final[light]("z"), from("a").After(after).On(on).To("z"))
+		b, err := sm.Bind[int64](m, d, sm.Table{Name: "lamp", Since: "since"})
+		if err != nil {
+			t.Fatal(err)
+		}
+		db.Exec(t, fmt.Sprintf(`TRUNCATE lamp; INSERT INTO lamp (id, since) VALUES (1, now() - interval '%d hours' - interval '%d seconds' - interval '%d microseconds'), (2, now() - interval '%d hours' + interval '1 hour')`,
+			after/time.Hour, after%time.Hour/time.Second, after%time.Second/time.Microsecond, after/time.Hour))
+		rows, err := b.Sweep(t.Context(), nil, nil)
+		if err != nil || len(rows) != 1 || rows[0].ID != 1 {
+			t.Errorf("%v: got %+v, %v", after, rows, err)
+		}
+	}
+}

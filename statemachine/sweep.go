@@ -5,7 +5,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"strconv"
 	"time"
 
 	"github.com/pgonce/pgonce/internal/pg"
@@ -248,7 +247,8 @@ func (s *sweep[K, S, TX]) due(ctx context.Context, q pg.Querier, of template, ar
 	return rows, ids, nil
 }
 
-// interval is a time as Postgres reads it.
+// interval is a time as Postgres reads it. Up to release 14 each number of it has 32 bits.
 func interval(d time.Duration) string {
-	return strconv.FormatInt(d.Microseconds(), 10) + " microseconds"
+	rest := d % time.Hour
+	return fmt.Sprintf("%d hours %d.%06d seconds", d/time.Hour, rest/time.Second, rest%time.Second/time.Microsecond)
 }
