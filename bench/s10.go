@@ -22,12 +22,12 @@ func manyLocks() target {
 const (
 	applicationName = "pgonce-bench-many"
 	mostConnections = 24
-	ownLocksOfEach  = 1 // a session's liveness lock
+	ownLocksOfEach  = 2 // by which a session says that it is alive
 
 	sqlConnections = `
 SELECT count(*), (SELECT count(*) FROM pg_locks l JOIN pg_stat_activity b USING (pid)
-                  WHERE l.locktype = 'advisory' AND l.granted AND b.application_name = $1)
-FROM pg_stat_activity WHERE application_name = $1`
+                  WHERE l.locktype = 'advisory' AND l.granted AND b.application_name LIKE '%' || $1)
+FROM pg_stat_activity WHERE application_name LIKE '%' || $1`
 )
 
 func measureManyLocks(ctx context.Context, g *ground) error {
@@ -35,7 +35,7 @@ func measureManyLocks(ctx context.Context, g *ground) error {
 	if g.opt.smoke {
 		count = 2_000
 	}
-	ours, err := newLocks(ctx, g.postgres.as(applicationName), &dblock.Config{MaxLocks: count + 1_000})
+	ours, err := newLocks(ctx, g.postgres.as(applicationName), &dblock.Config{MaxLocks: count + 1_000, Holder: applicationName})
 	if err != nil {
 		return err
 	}

@@ -267,7 +267,7 @@ func machineWaitIsBounded[TX any](t *testing.T, c Client[TX]) {
 	noErr(t, y.items.Validate(t.Context()))
 	other := y.hold(`SELECT FROM item FOR UPDATE`)
 	for _, opts := range [][]sm.Option{nil, {sm.Dedup("d")}} {
-		_, err := y.items.Fire(pg.WithNetTimeout(t.Context(), 300*time.Millisecond), 1, goEvent, opts...)
+		_, err := y.items.Fire(pg.WithNetTimeout(t.Context(), 4500*time.Millisecond), 1, goEvent, opts...)
 		wantErr(t, err, sm.ErrBusy)
 	}
 	var setting string
