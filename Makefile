@@ -19,7 +19,8 @@ demo: ## a storm of repeated refunds against a service that is killed (ARGS="--h
 test: ## lint, then every test with the race detector, on real Postgres servers
 	@scripts/setup.sh postgres race
 	@$(MAKE) --no-print-directory lint
-	@set -e; for m in $(MODULES); do echo "== test $$m"; (cd $$m && $(GOTEST) ./...); done
+	@set -e; for m in $(MODULES); do echo "== test $$m"; \
+		(cd $$m && go test -race -run '^$$' ./... >/dev/null && $(GOTEST) -p 1 ./...); done # built side by side, run one by one
 
 soak: ## the safety suites at full size, with their figures (DBLOCK_SEED=1 repeats the choices of a run)
 	@scripts/setup.sh postgres race

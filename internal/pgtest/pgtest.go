@@ -37,7 +37,7 @@ func patience(t testing.TB) time.Duration {
 	if p, ok := t.(interface{ Patience() time.Duration }); ok {
 		return p.Patience()
 	}
-	return 20 * time.Second
+	return 60 * time.Second
 }
 
 // DB is a database for one test.
