@@ -179,6 +179,26 @@ func TestKilledOwnerOfSteps(t *testing.T) {
 	}
 }
 
+// freeze stops a process, and waits until all of its threads have been told: the signal goes to one of them, and on a slow machine
+// the others may still run for a while.
+func freeze(t *testing.T, child *exec.Cmd) {
+	t.Helper()
+	if err := child.Process.Signal(syscall.SIGSTOP); err != nil {
+		t.Fatal(err)
+	}
+	var status syscall.WaitStatus
+	for {
+		_, err := syscall.Wait4(child.Process.Pid, &status, syscall.WUNTRACED, nil)
+		if errors.Is(err, syscall.EINTR) {
+			continue
+		}
+		if err != nil || !status.Stopped() {
+			t.Fatalf("it did not stop: %v, %v", status, err)
+		}
+		return
+	}
+}
+
 // A process is frozen for longer than its lease, and wakes up when another one has finished its key. It is told so, and
 // nothing that it does lands.
 func TestFrozenOwnerOfSteps(t *testing.T) {
@@ -189,9 +209,7 @@ func TestFrozenOwnerOfSteps(t *testing.T) {
 			db := pgtest.New(t)
 			db.Exec(t, effects+";"+bankTable)
 			child, said, goOn := stepsChild(t, db.URL, point)
-			if err := child.Process.Signal(syscall.SIGSTOP); err != nil {
-				t.Fatal(err)
-			}
+			freeze(t, child)
 			goOn() // it will read that when it wakes up
 			if point == "in the last transaction" {
 				// The frozen transaction has the row; it is over when the server ends it. That takes MaxHandler, so it is helped.
