@@ -165,7 +165,7 @@ func TestLeasesOutliveTheirConnections(t *testing.T) {
 	c := b.leases(t, &dblock.Config{TTL: 4 * time.Second})
 	l := acquire(t, c, "1", nil)
 	for range 5 {
-		b.Exec(t, `SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()`)
+		b.KillOthers(t)
 		release(t, acquire(t, c, "2", nil))
 	}
 	began := time.Now()

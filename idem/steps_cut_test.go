@@ -163,7 +163,7 @@ func TestServerRestartsUnderSteps(t *testing.T) {
 	for range 3 {
 		res, err := idem.RunSteps(t.Context(), keys, remit.Key("m1", "r1"), idem.NoFingerprint(), "in ", remitting(pool, func(at string) {
 			if at == "after it has left" || at == "before the payment" {
-				db.Exec(t, `SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()`)
+				db.KillOthers(t)
 			}
 		}))
 		if err != nil || res.Value == "" {

@@ -172,15 +172,12 @@ func leaseBackendKilled[TX any](t *testing.T, c Client[TX]) {
 	l := setupLeases(t, c)
 	a := l.client(&dblock.Config{TTL: 3 * time.Second})
 	lock := l.acquire(a, "1", nil)
-	kill := func() {
-		l.db.Exec(t, `SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()`)
-	}
-	kill()
+	l.db.KillOthers(t)
 	l.release(l.acquire(a, "2", nil))
-	kill()
+	l.db.KillOthers(t)
 	began := time.Now()
 	pgtest.Eventually(t, "a TTL", func() bool { return time.Since(began) > 3*time.Second })
-	kill()
+	l.db.KillOthers(t)
 	l.release(lock)
 	l.rows(0)
 }

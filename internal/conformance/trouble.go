@@ -34,10 +34,7 @@ func idemStaleConnections[TX any](t *testing.T, c Client[TX]) {
 		})
 	}
 	done.Wait()
-	b.db.Exec(t, `SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()`)
-	pgtest.Eventually(t, "the backends are gone", func() bool {
-		return b.db.Int(t, `SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()`) == 0
-	})
+	b.db.KillOthers(t)
 	_, err := b.do(t.Context(), "r1")
 	noErr(t, err)
 	b.effects(1)

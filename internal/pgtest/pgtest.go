@@ -238,6 +238,14 @@ func (db *DB) Exec(t testing.TB, sql string) {
 	must(t, err)
 }
 
+// KillOthers ends every other backend of the database, and returns when they are gone: pg_terminate_backend by itself
+// only asks, and a request that comes before the end is cut in the middle.
+func (db *DB) KillOthers(t testing.TB) {
+	t.Helper()
+	db.Exec(t, `SELECT pg_terminate_backend(pid, 60000) FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()
+		AND backend_type = 'client backend'`)
+}
+
 // Int is the one number that a query returns, read on a connection of its own.
 func (db *DB) Int(t testing.TB, sql string, args ...any) int64 {
 	t.Helper()
