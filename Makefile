@@ -6,7 +6,7 @@ GOTEST   := go test -race -shuffle=on -parallel 8 -timeout 15m
 MODULES  := . examples integration/drivers bench
 EXTERNAL := integration/containers integration/pgbouncer
 
-.PHONY: help demo test soak integration containers pgbouncer versions bench bench-quick lint fmt
+.PHONY: help demo examples test soak integration containers pgbouncer versions bench bench-quick lint fmt
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -15,6 +15,10 @@ demo: ## a storm of repeated refunds against a service that is killed (ARGS="--h
 	@scripts/setup.sh postgres
 	@cd examples && go build -o ../.build/refund ./refund
 	@.build/refund $(ARGS)
+
+examples: ## the storms of all examples, in under three minutes (ARGS="refund" for some)
+	@scripts/setup.sh postgres
+	@scripts/examples.sh $(ARGS)
 
 test: ## lint, then every test with the race detector, on real Postgres servers
 	@scripts/setup.sh postgres race
@@ -54,9 +58,10 @@ bench-quick: ## the same in under 5 minutes, with less to rely on, and without t
 	@cd bench && go build -o ../.build/bench .
 	@.build/bench --quick $(ARGS)
 
-lint: ## golangci-lint with the project's rules, and tidy modules
+lint: ## golangci-lint with the project's rules, tidy modules, and an API that keeps what the last release promised
 	@set -e; for m in $(MODULES); do echo "== lint $$m"; \
 		(cd $$m && go mod tidy -diff && $(GOLANGCI) run --allow-parallel-runners --config $(CURDIR)/.golangci.yml ./...); done
+	@echo "== lint API"; scripts/apidiff.sh
 
 fmt: ## format the code as lint wants it
 	@set -e; for m in $(MODULES); do (cd $$m && $(GOLANGCI) fmt --config $(CURDIR)/.golangci.yml ./...); done
