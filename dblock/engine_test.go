@@ -147,6 +147,41 @@ func TestSilenceEndsATrip(t *testing.T) {
 	}
 }
 
+// Each request has the network deadline for itself: a session that has batch after batch to send, and whose server is slow
+// but answers, is kept however long that goes on.
+func TestSlowBatchesAreNotCutTogether(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		c, f := fakeClientOf(t, &Config{TTL: 24 * time.Hour})
+		defer end(t, c)
+		f.set(func() { f.delay = 7 * time.Second })
+		kept, err := c.Acquire(t.Context(), Key{"order", "kept"}, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		began := time.Now()
+		var wg sync.WaitGroup
+		for caller := range 2 { // while one's key is asked for, the other's comes into the queue
+			wg.Go(func() {
+				for n := range 5 {
+					if _, err := c.Acquire(t.Context(), Key{"order", fmt.Sprint(caller, n)}, nil); err != nil {
+						t.Errorf("caller %d, key %d: %v", caller, n, err)
+					}
+				}
+			})
+			time.Sleep(time.Second) //nolint:forbidigo // in a bubble of synctest
+		}
+		wg.Wait()
+		if took := time.Since(began); took != 70*time.Second || f.takes != 11 || f.beats != 0 {
+			t.Errorf("%d requests and %d heartbeats, after %v: the session was not always busy", f.takes, f.beats, took)
+		}
+		if err := context.Cause(kept.Context()); err != nil {
+			t.Error(err)
+		}
+		f.set(func() { f.delay = 0 })
+	})
+}
+
 // A lock is kept by a heartbeat every third of the TTL, and is never closer than half of it to its end.
 func TestHeartbeats(t *testing.T) {
 	t.Parallel()
