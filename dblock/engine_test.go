@@ -353,6 +353,25 @@ func TestHeartbeatsFindAnotherProcess(t *testing.T) {
 	})
 }
 
+// The server may not give up a connection before the TTL, by which holders count, nor much later.
+func TestKeepalivesOutlastTheTTL(t *testing.T) {
+	t.Parallel()
+	for _, ttl := range []time.Duration{leastTTL, 999 * time.Millisecond, time.Second, 4 * time.Second, 4001 * time.Millisecond, defaultTTL, time.Minute, longestTTL} {
+		names, values := strings.Split(strings.Trim(serverSettings(ttl, time.Second).Args[0].(string), "{}"), ","), serverSettings(ttl, time.Second).Args[1].(string)
+		var idle, interval, count, user, transaction time.Duration
+		if _, err := fmt.Sscanf(values, "{%d,%d,%d,%d,%d}", &idle, &interval, &count, &user, &transaction); err != nil || len(names) != 5 {
+			t.Fatal(values, err)
+		}
+		gone := (idle + count*interval) * time.Second
+		if gone < ttl || gone > ttl+4*time.Second || user*time.Millisecond < ttl || transaction*time.Millisecond < ttl+time.Second {
+			t.Errorf("TTL %v: the connection is given up after %v, answers after %d ms, a transaction after %d ms", ttl, gone, user, transaction)
+		}
+		if idle > 32767 || interval > 32767 {
+			t.Errorf("TTL %v: Linux refuses more than 32767 s", ttl)
+		}
+	}
+}
+
 func TestNamesOfKinds(t *testing.T) {
 	t.Parallel()
 	for want, got := range map[string]fmt.Stringer{

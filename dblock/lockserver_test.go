@@ -246,7 +246,7 @@ func (s *lockSession) run(st pg.Stmt) error {
 		s.timeout = setting(st.Args[0])
 	case sqlEpoch:
 		*st.Dest[0].(*int64), *st.Rows = 1, 1
-	case sqlNewerSettings, sqlReady:
+	case sqlServerSettings, sqlReady:
 	case sqlJoin:
 		*st.Dest[0].(*bool), *st.Dest[1].(*bool) = true, true
 	case pg.SQLBackendPID:

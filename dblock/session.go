@@ -7,6 +7,7 @@ import (
 	"math/rand/v2"
 	"slices"
 	"strconv"
+	"strings"
 	"time"
 
 	"github.com/pgonce/pgonce/internal/pg"
@@ -92,7 +93,7 @@ func (s *session) prepare(ctx context.Context) error {
 	var found int64
 	err = s.conn.RunAll(ctx,
 		pg.Stmt{SQL: sqlSettings, Args: []any{millis(cfg.TTL), millis(s.slice), name.String()}},
-		pg.Stmt{SQL: sqlNewerSettings},
+		serverSettings(cfg.TTL, s.engine.limits.slice),
 		pg.Stmt{SQL: s.engine.sql.epoch, Dest: []any{&s.epoch}, Rows: &found},
 		pg.Stmt{SQL: sqlAlive, Args: []any{s.alone}, Dest: []any{&alone}})
 	if err != nil {
@@ -131,6 +132,22 @@ func (s *session) join(ctx context.Context) error {
 
 func (s *session) explain(err error) error {
 	return publicError(pg.ExplainSchema(s.engine.cfg.Schema, err))
+}
+
+// serverSettings bound what idle_session_timeout does not: a request of which the end never comes. The server counts a session as
+// idle from its answer to the first whole message of the next request, and after that message it reads on for ever.
+//
+// None of them may end a session before the TTL, counted from when the server last heard of us: its holders still count on it then. So they
+// also stand in the way of shorter ones of the server's or the role's.
+//   - A host that has vanished: the connection is given up after four quarters of the TTL, rounded up to seconds.
+//   - Answers that are not acknowledged: after the TTL.
+//   - A process that is frozen while its kernel still answers: transaction_timeout (Postgres 17), which a wait in the server's queue, cut into
+//     slices, does not reach. A batch is one write(), so that before 17 this does not happen either.
+func serverSettings(ttl, slice time.Duration) pg.Stmt {
+	quarter := strconv.FormatInt(int64((ttl+4*time.Second-1)/(4*time.Second)), 10)
+	names := "{tcp_keepalives_idle,tcp_keepalives_interval,tcp_keepalives_count,tcp_user_timeout,transaction_timeout}"
+	values := "{" + strings.Join([]string{quarter, quarter, "3", millis(ttl), millis(ttl + slice)}, ",") + "}"
+	return pg.Stmt{SQL: sqlServerSettings, Args: []any{names, values}}
 }
 
 // millis is a duration as a setting of the server. Zero would be no limit.

@@ -26,9 +26,13 @@ SELECT set_config('idle_session_timeout', $1::text, false), set_config('lock_tim
        set_config('default_transaction_isolation', 'read committed', false),
        set_config('synchronous_commit', 'on', false)`
 
-	// sqlNewerSettings is sqlSettings for what only newer servers have. Locks: none.
-	sqlNewerSettings = `
-SELECT count(set_config(name, '0', false)) FROM pg_catalog.pg_settings WHERE name = 'transaction_timeout'`
+	// sqlServerSettings is sqlSettings for what not every server has: $1 are names, $2 their values. What is missing, or not this role's to
+	// set, is left alone. On a unix socket the tcp_ ones have no effect. tcp_user_timeout exists on Linux only; elsewhere the server would
+	// log a line each time, and version() names what it was built for. Locks: none.
+	sqlServerSettings = `
+SELECT count(set_config(s.name, v.value, false))
+FROM unnest($1::text::text[], $2::text::text[]) AS v(name, value) JOIN pg_catalog.pg_settings AS s ON s.name = v.name
+WHERE s.context = 'user' AND (s.name <> 'tcp_user_timeout' OR version() LIKE '%linux%')`
 
 	// sqlReady is the last of the settings. From here on the session writes nothing but numbers of the sequence, and
 	// does not wait until they are on disk: see sqlJoin. And the server notices, while a statement waits, that its client is

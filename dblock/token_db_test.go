@@ -3,7 +3,9 @@
 package dblock_test
 
 import (
+	"errors"
 	"fmt"
+	"strings"
 	"sync"
 	"syscall"
 	"testing"
@@ -53,6 +55,53 @@ func TestTokensSurviveWhatTheSequenceDoesNot(t *testing.T) {
 					t.Errorf("round %d: the epoch went from %d to %d", round, before, after)
 				}
 			}
+		})
+	}
+}
+
+// Whoever drops the schema drops the memory of tokens, also for clients that stay connected. They grow again when the row of
+// "epoch" is put back, or its base is set from a token, and clients are made anew.
+func TestTokensAfterTheSchemaWasDropped(t *testing.T) {
+	t.Parallel()
+	for name, mend := range map[string]string{
+		"the row is put back":         `INSERT INTO pgonce.epoch TABLE kept_epoch`,
+		"the base is set by a token":  `UPDATE pgonce.epoch SET base = (SELECT (max(token) >> 48) + 1 FROM kept_token)`,
+		"and the row was there again": `DELETE FROM pgonce.epoch; INSERT INTO pgonce.epoch TABLE kept_epoch`,
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			b := newBench(t)
+			connected := b.client(t, nil)
+			var last dblock.Token
+			for range 3 {
+				l := acquire(t, connected, "1", nil)
+				last = l.Token()
+				release(t, l)
+			}
+			b.Exec(t, fmt.Sprintf(`CREATE TABLE kept_token AS SELECT %d::bigint AS token; CREATE TABLE kept_epoch AS TABLE pgonce.epoch; DROP SCHEMA pgonce CASCADE`, last))
+			if _, err := connected.Acquire(t.Context(), key("1"), nil); !errors.Is(err, dblock.ErrSchema) {
+				t.Errorf("without a schema: %v", err)
+			}
+			if _, err := migrations.UpPool(t.Context(), b.pool, nil); err != nil {
+				t.Fatal(err)
+			}
+			if strings.HasPrefix(mend, "INSERT") {
+				b.Exec(t, mend)
+			}
+			l := acquire(t, connected, "1", nil)
+			if l.Token() > last { // the page says that this is what happens
+				t.Errorf("token %d after %d by a client from before", l.Token(), last)
+			}
+			release(t, l)
+			if !strings.HasPrefix(mend, "INSERT") {
+				release(t, acquire(t, b.client(t, nil), "2", nil))
+				b.Exec(t, mend)
+			}
+			l = acquire(t, b.client(t, nil), "1", nil)
+			if l.Token() <= last {
+				t.Errorf("token %d after %d", l.Token(), last)
+			}
+			release(t, l)
 		})
 	}
 }

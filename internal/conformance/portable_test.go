@@ -56,7 +56,7 @@ var exceptions = map[string]string{
 	"smtest.sqlMerge":            "UPDATE names no table in a MERGE",
 	"smtest.sqlCopy":             "STDIN is no table",
 	"dblock.sqlSettings":         onSession,
-	"dblock.sqlNewerSettings":    onSession,
+	"dblock.sqlServerSettings":   onSession,
 	"dblock.sqlReady":            onSession,
 	"dblock.sqlJoin":             onSession,
 	"dblock.sqlTakeOne":          onSession,

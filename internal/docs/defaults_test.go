@@ -207,3 +207,41 @@ func durationText(d time.Duration) string {
 	}
 	return text
 }
+
+// docs/defaults.md names every setting that dblock's sessions get, and no other.
+func TestSessionSettingsAreOnThePage(t *testing.T) {
+	t.Parallel()
+	_, table, _ := strings.Cut(read(t, "docs/defaults.md"), "| on its sessions |")
+	table, _, _ = strings.Cut(table, "\n\n")
+	page := map[string]bool{}
+	for _, line := range strings.Split(table, "\n")[2:] {
+		for name := range strings.SplitSeq(strings.Split(line, "|")[1], ",") {
+			page[strings.TrimSpace(name)] = true
+		}
+	}
+	sessions, _, _ := strings.Cut(read(t, "dblock/sql.go"), "sqlEpoch = ")
+	for _, found := range regexp.MustCompile(`set_config\('(\w+)'`).FindAllStringSubmatch(sessions, -1) {
+		checkNamed(t, page, found[1])
+	}
+	names := regexp.MustCompile(`names := "{(.*?)}"`).FindStringSubmatch(read(t, "dblock/session.go"))
+	if names == nil {
+		t.Fatal("no settings in dblock/session.go")
+	}
+	for name := range strings.SplitSeq(names[1], ",") {
+		checkNamed(t, page, name)
+	}
+	for name, seen := range page {
+		if seen {
+			t.Errorf("docs/defaults.md speaks of %s, which is not set", name)
+		}
+	}
+}
+
+// checkNamed marks a name as seen. It may come again.
+func checkNamed(t *testing.T, page map[string]bool, name string) {
+	t.Helper()
+	if _, ok := page[name]; !ok {
+		t.Errorf("docs/defaults.md: %s is not in the table of session settings", name)
+	}
+	page[name] = false
+}

@@ -31,16 +31,19 @@ const (
 	CutAfterCommit // the server has committed, the client never hears of it
 	MuteBeforeCommit
 	MuteAfterCommit
-	MuteNext  // at the client's next message
-	CutAnswer // the server has done what it was asked next, the client never hears of it
+	MuteNext      // at the client's next message
+	MuteInRequest // when the client's next message has come through, and none that follows it
+	CutAnswer     // the server has done what it was asked next, the client never hears of it
 )
 
 func (k Kind) String() string {
-	return [...]string{"none", "cut before COMMIT", "cut after COMMIT", "mute before COMMIT", "mute after COMMIT", "mute at the next message", "cut the next answer"}[k]
+	return [...]string{"none", "cut before COMMIT", "cut after COMMIT", "mute before COMMIT", "mute after COMMIT", "mute at the next message", "mute in the next request", "cut the next answer"}[k]
 }
 
 func (k Kind) beforeCommit() bool { return k == CutBeforeCommit || k == MuteBeforeCommit }
-func (k Kind) mute() bool         { return k == MuteBeforeCommit || k == MuteAfterCommit || k == MuteNext }
+func (k Kind) mute() bool {
+	return k == MuteBeforeCommit || k == MuteAfterCommit || k == MuteNext || k == MuteInRequest
+}
 
 // Proxy stands between clients and a server on a unix socket or on TCP. It reads the messages that it
 // passes on, and so knows each connection by its backend's pid.
@@ -246,6 +249,9 @@ func (l *link) fromClient() error {
 		if _, err := l.server.Write(msg); err != nil {
 			return err
 		}
+		if l.kind() == MuteInRequest {
+			return l.strike()
+		}
 	}
 	return err
 }
@@ -285,7 +291,7 @@ func (l *link) fromServer() error {
 		if l.kind() == CutAnswer && msg[0] == 'Z' { // ready for the next query: the transaction is over
 			return l.strike()
 		}
-		if kind := l.kind(); kind != None && kind != MuteNext && !kind.beforeCommit() && msg[0] == 'C' && string(msg[5:]) == "COMMIT\x00" {
+		if kind := l.kind(); kind != None && kind != MuteNext && kind != MuteInRequest && !kind.beforeCommit() && msg[0] == 'C' && string(msg[5:]) == "COMMIT\x00" {
 			return l.strike()
 		}
 		if _, err := l.client.Write(msg); err != nil {
