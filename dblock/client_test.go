@@ -60,11 +60,17 @@ func clientOf(t *testing.T, pool *pgxpool.Pool, cfg *dblock.Config) *dblock.Clie
 func clientOn(t *testing.T, d pg.Driver[pgx.Tx], cfg *dblock.Config) *dblock.Client[pgx.Tx] {
 	t.Helper()
 	c, err := dblock.New(t.Context(), d, cfg)
+	return closing(t, c, err)
+}
+
+// closing closes a new client at the end of the test, which fails if that does not go well.
+func closing(t *testing.T, c *client, err error) *client {
+	t.Helper()
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() {
-		ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
+		ctx, cancel := context.WithTimeout(context.Background(), 60*time.Second)
 		defer cancel()
 		if err := c.Close(ctx); err != nil {
 			t.Error(err)
@@ -116,16 +122,20 @@ func release(t *testing.T, l *dblock.Lock[pgx.Tx]) {
 	}
 }
 
-// Callers in several clients, as in several processes, take turns on a few keys: never two at once, and
-// tokens that grow.
+// Callers in several clients, as in several processes, take turns on a few keys.
 func TestStorm(t *testing.T) {
 	t.Parallel()
 	b := newBench(t)
-	const clients, callers, keys, rounds = 4, 6, 3, 40
-	var inside [keys]atomic.Int64
-	var last [keys]atomic.Int64
+	takeTurns(t, b.clients(t, 4, nil), 40)
+}
+
+// takeTurns has callers of all clients take turns on a few keys: never two at once, and tokens that grow.
+func takeTurns(t *testing.T, clients []*client, rounds int) {
+	t.Helper()
+	const callers, keys = 6, 3
+	var inside, last [keys]atomic.Int64
 	var wg sync.WaitGroup
-	for _, c := range b.clients(t, clients, nil) {
+	for _, c := range clients {
 		for caller := range callers {
 			wg.Go(func() {
 				for i := range rounds {

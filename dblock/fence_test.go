@@ -20,9 +20,9 @@ import (
 	"github.com/pgonce/pgonce/internal/pgtest"
 )
 
-// killSome kills one session after another that holds a lock and does nothing, until stop is closed.
-func (b bench) killSome(t *testing.T, random *rand.Rand, stop <-chan struct{}) {
-	t.Helper()
+// often calls fn every few milliseconds, with a number to make choices by, until stop is closed.
+func often(stop <-chan struct{}, seed uint64, fn func(choice uint64)) {
+	random := rand.New(rand.NewPCG(seed, 1))
 	tick := time.NewTicker(8 * time.Millisecond)
 	defer tick.Stop()
 	for {
@@ -30,10 +30,16 @@ func (b bench) killSome(t *testing.T, random *rand.Rand, stop <-chan struct{}) {
 		case <-stop:
 			return
 		case <-tick.C:
-			b.Exec(t, fmt.Sprintf(`SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE state = 'idle' AND application_name <> 'work' AND datname = current_database()
-				AND pid IN (SELECT pid FROM pg_locks WHERE locktype = 'advisory' AND granted) ORDER BY md5(pid::text || '%d') LIMIT 1`, random.Uint64()))
+			fn(random.Uint64())
 		}
 	}
+}
+
+// killOne kills a session that holds a lock and does nothing.
+func (b bench) killOne(t *testing.T, choice uint64) {
+	t.Helper()
+	b.Exec(t, fmt.Sprintf(`SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE state = 'idle' AND application_name <> 'work' AND datname = current_database()
+		AND pid IN (SELECT pid FROM pg_locks WHERE locktype = 'advisory' AND granted) ORDER BY md5(pid::text || '%d') LIMIT 1`, choice))
 }
 
 // increment adds one to a counter by a read and a write under the lock, in one transaction. It reports whether
@@ -83,53 +89,63 @@ func TestFencedWritesOfPastHoldersNeverLand(t *testing.T) {
 	for _, fenced := range []bool{true, false} {
 		t.Run(fmt.Sprintf("fenced %t", fenced), func(t *testing.T) {
 			t.Parallel()
-			seed := rand.Uint64()
-			t.Logf("seed %d", seed)
 			b := newBench(t)
-			b.Exec(t, `CREATE TABLE counter (n bigint NOT NULL); INSERT INTO counter VALUES (0)`)
-			cfg := b.Config(t)
-			cfg.MaxConns = 16
-			cfg.ConnConfig.RuntimeParams["application_name"] = "work"
-			pool := b.Open(t, cfg)
-			var commits, losses atomic.Int64
-			stop := make(chan struct{})
-			var wg, killer sync.WaitGroup
-			for _, c := range b.clients(t, 3, nil) {
-				for range 3 {
-					wg.Go(func() {
-						for (commits.Load() < 300 || losses.Load() == 0) && t.Context().Err() == nil {
-							l, err := c.Acquire(within(t), key("1"), nil)
-							if err != nil {
-								if !errors.Is(err, dblock.ErrUnavailable) {
-									t.Error(err)
-								}
-								continue
-							}
-							if increment(t, pool, l, fenced) {
-								commits.Add(1)
-							} else {
-								losses.Add(1)
-							}
-							if err := l.Release(t.Context()); err != nil && !errors.Is(err, dblock.ErrLost) {
-								t.Error(err)
-							}
-						}
-					})
-				}
-			}
-			killer.Go(func() { b.killSome(t, rand.New(rand.NewPCG(seed, 1)), stop) })
-			wg.Wait()
-			close(stop)
-			killer.Wait()
-			n := b.Int(t, `SELECT n FROM counter`)
-			t.Logf("fenced=%t commits=%d lost_in_time=%d updates_lost=%d", fenced, commits.Load(), losses.Load(), commits.Load()-n)
-			if fenced && n != commits.Load() {
-				t.Errorf("%d commits, and the counter says %d", commits.Load(), n)
-			}
-			if losses.Load() == 0 {
-				t.Error("nobody lost a lock, so this shows nothing")
-			}
+			b.countUnderLosses(t, b.clients(t, 3, nil), 300, fenced, func(choice uint64) { b.killOne(t, choice) })
 		})
+	}
+}
+
+// countUnderLosses has callers of all clients count, while trouble takes their locks away at random, until so many counts are committed and
+// somebody has lost a lock. If they fence, no count may be lost.
+func (b bench) countUnderLosses(t *testing.T, clients []*client, enough int64, fenced bool, trouble func(choice uint64)) {
+	t.Helper()
+	seed := seedOf(t)
+	b.Exec(t, `CREATE TABLE counter (n bigint NOT NULL); INSERT INTO counter VALUES (0)`)
+	cfg := b.Config(t)
+	cfg.MaxConns = 16
+	cfg.ConnConfig.RuntimeParams["application_name"] = "work"
+	pool := b.Open(t, cfg)
+	var commits, losses atomic.Int64
+	var wg, troubles sync.WaitGroup
+	for _, c := range clients {
+		for range 3 {
+			wg.Go(func() {
+				for (commits.Load() < enough || losses.Load() == 0) && t.Context().Err() == nil {
+					l, err := c.Acquire(within(t), key("1"), nil)
+					if errors.Is(err, dblock.ErrUnavailable) { // its session was ended in that moment
+						continue
+					}
+					if err != nil {
+						t.Error(err)
+						return
+					}
+					committed := increment(t, pool, l, fenced)
+					if committed {
+						commits.Add(1)
+					}
+					err = l.Release(t.Context())
+					if err != nil && !errors.Is(err, dblock.ErrLost) {
+						t.Error(err)
+					}
+					if !committed || err != nil {
+						losses.Add(1)
+					}
+				}
+			})
+		}
+	}
+	stop := make(chan struct{})
+	troubles.Go(func() { often(stop, seed, trouble) })
+	wg.Wait()
+	close(stop)
+	troubles.Wait()
+	n := b.Int(t, `SELECT n FROM counter`)
+	t.Logf("fenced=%t commits=%d lost_in_time=%d updates_lost=%d", fenced, commits.Load(), losses.Load(), commits.Load()-n)
+	if fenced && n != commits.Load() {
+		t.Errorf("%d commits, and the counter says %d", commits.Load(), n)
+	}
+	if losses.Load() == 0 {
+		t.Error("nobody lost a lock, so this shows nothing")
 	}
 }
 

@@ -36,7 +36,9 @@ type worker struct {
 
 // round is one time under the lock.
 func (w worker) round(ctx context.Context, c *client) error {
-	l, err := c.Acquire(ctx, keyNumber(0), nil)
+	waiting, cancel := context.WithTimeout(ctx, 5*time.Second)
+	l, err := c.Acquire(waiting, keyNumber(0), nil)
+	cancel() // of the wait only: who has the lock takes his time, or it would not be known what he has committed
 	if err != nil {
 		return err
 	}
@@ -207,9 +209,7 @@ func (s *rewriting) written(t *testing.T) int64 {
 func work(ctx context.Context, r role, pool *pgxpool.Pool, c *client, say func(line), stop <-chan struct{}) {
 	w := worker{pool: pool, way: r.Work, say: say}
 	for !pause(stop, 0) {
-		ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
 		err := w.round(ctx, c)
-		cancel()
 		if err != nil && !errors.Is(err, dblock.ErrLost) && !errors.Is(err, dblock.ErrNotAcquired) && !errors.Is(err, dblock.ErrUnavailable) && !errors.Is(err, errOvertaken) {
 			say(line{Error: fmt.Sprint(os.Getpid(), ": ", err)})
 		}

@@ -7,38 +7,16 @@ import (
 	"testing"
 
 	"github.com/jackc/pgx/v5"
-	"github.com/jackc/pgx/v5/pgxpool"
 	"github.com/pgonce/pgonce/dblock"
 	"github.com/pgonce/pgonce/driver/pgxdriver"
-	"github.com/pgonce/pgonce/internal/localpg"
 	"github.com/pgonce/pgonce/internal/pgtest"
-	"github.com/pgonce/pgonce/migrations"
 )
 
 // The first session moves the sequence and is cancelled before that is on disk, when others can see already that it is alive. The next
 // one gives out tokens beyond the gap, and then the server crashes.
 func TestTokensSurviveAJoinThatIsCutShort(t *testing.T) {
 	t.Parallel()
-	pgtest.New(t) // skips where there is no server to start, and watches for leaks
-	srv, err := localpg.Start(&localpg.Config{Durable: true, Settings: map[string]string{
-		"wal_writer_delay": "10s", "wal_writer_flush_after": "100MB", "max_connections": "50", "autovacuum": "off",
-	}})
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		if err := srv.Stop(); err != nil {
-			t.Error(err)
-		}
-	})
-	pool, err := pgxpool.New(t.Context(), srv.URL("postgres"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(pool.Close)
-	if _, err := migrations.UpPool(t.Context(), pool, nil); err != nil {
-		t.Fatal(err)
-	}
+	srv, pool := ownServer(t, flushesLate())
 	warm, err := dblock.New(t.Context(), pgxdriver.New(pool), nil)
 	if err != nil {
 		t.Fatal(err)

@@ -3,17 +3,12 @@
 package dblock_test
 
 import (
-	"errors"
 	"fmt"
-	"math/rand/v2"
 	"sync"
-	"sync/atomic"
 	"syscall"
 	"testing"
-	"time"
 
 	"github.com/jackc/pgx/v5"
-	"github.com/pgonce/pgonce/dblock"
 )
 
 // A process that is killed, or frozen, loses its lease to others after the TTL, and not before; one that was frozen and wakes
@@ -57,71 +52,18 @@ func TestDeadAndFrozenLeaseHolders(t *testing.T) {
 	}
 }
 
-// thief makes one lease after another expire under its holder, until stop is closed, as a clock does that jumps.
-func (b bench) thief(t *testing.T, random *rand.Rand, stop <-chan struct{}) {
-	t.Helper()
-	tick := time.NewTicker(8 * time.Millisecond)
-	defer tick.Stop()
-	for {
-		select {
-		case <-stop:
-			return
-		case <-tick.C:
-			b.Exec(t, fmt.Sprintf(`UPDATE pgonce.lease SET expires_at = now() - interval '1 s'
-				WHERE id IN (SELECT id FROM pgonce.lease ORDER BY md5(id || '%d') LIMIT 1 FOR UPDATE SKIP LOCKED)`, random.Uint64()))
-		}
-	}
-}
-
-// Leases expire at random under their holders, who do not know, while they work in a transaction. With FenceTx no write
+// Leases expire at random under their holders, who do not know, while they work in a transaction, as by a clock that jumps. With FenceTx no write
 // of a holder who has lost the lock lands. Without it some do; that figure is printed, not tested.
 func TestFencedWritesOfPastLeaseHoldersNeverLand(t *testing.T) {
 	t.Parallel()
 	for _, fenced := range []bool{true, false} {
 		t.Run(fmt.Sprintf("fenced %t", fenced), func(t *testing.T) {
 			t.Parallel()
-			seed := rand.Uint64()
-			t.Logf("seed %d", seed)
 			b := newBench(t)
-			b.Exec(t, `CREATE TABLE counter (n bigint NOT NULL); INSERT INTO counter VALUES (0)`)
-			cfg := b.Config(t)
-			cfg.MaxConns = 16
-			pool := b.Open(t, cfg)
-			var commits, losses atomic.Int64
-			stop := make(chan struct{})
-			var wg, thief sync.WaitGroup
-			for range 3 {
-				c := b.leases(t, nil)
-				for range 3 {
-					wg.Go(func() {
-						for (commits.Load() < 200 || losses.Load() == 0) && t.Context().Err() == nil {
-							l := acquire(t, c, "1", nil)
-							if increment(t, pool, l, fenced) {
-								commits.Add(1)
-							} else {
-								losses.Add(1)
-							}
-							if err := l.Release(t.Context()); errors.Is(err, dblock.ErrLost) {
-								losses.Add(1)
-							} else if err != nil {
-								t.Error(err)
-							}
-						}
-					})
-				}
-			}
-			thief.Go(func() { b.thief(t, rand.New(rand.NewPCG(seed, 1)), stop) })
-			wg.Wait()
-			close(stop)
-			thief.Wait()
-			n := b.Int(t, `SELECT n FROM counter`)
-			t.Logf("fenced=%t commits=%d lost=%d updates_lost=%d", fenced, commits.Load(), losses.Load(), commits.Load()-n)
-			if fenced && n != commits.Load() {
-				t.Errorf("%d commits, and the counter says %d", commits.Load(), n)
-			}
-			if losses.Load() == 0 {
-				t.Error("nobody lost a lock, so this shows nothing")
-			}
+			b.countUnderLosses(t, b.manyLeases(t, 3, nil), 200, fenced, func(choice uint64) {
+				b.Exec(t, fmt.Sprintf(`UPDATE pgonce.lease SET expires_at = now() - interval '1 s'
+					WHERE id IN (SELECT id FROM pgonce.lease ORDER BY md5(id || '%d') LIMIT 1 FOR UPDATE SKIP LOCKED)`, choice))
+			})
 		})
 	}
 }

@@ -28,17 +28,16 @@ func (b bench) leases(t *testing.T, cfg *dblock.Config) *client {
 func leasesOf(t *testing.T, d pg.Driver[pgx.Tx], cfg *dblock.Config) *client {
 	t.Helper()
 	c, err := dblock.NewLeases(t.Context(), d, cfg)
-	if err != nil {
-		t.Fatal(err)
+	return closing(t, c, err)
+}
+
+// manyLeases are several such clients, made before the first is used, so that they meet.
+func (b bench) manyLeases(t *testing.T, n int, cfg *dblock.Config) (all []*client) {
+	t.Helper()
+	for range n {
+		all = append(all, b.leases(t, cfg))
 	}
-	t.Cleanup(func() {
-		ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
-		defer cancel()
-		if err := c.Close(ctx); err != nil {
-			t.Error(err)
-		}
-	})
-	return c
+	return all
 }
 
 // rows counts the rows of leases.
@@ -47,38 +46,11 @@ func (b bench) rows(t *testing.T) int64 {
 	return b.Int(t, `SELECT count(*) FROM pgonce.lease`)
 }
 
-// Callers in several clients, as in several processes, take turns on a few keys: never two at once, and
-// tokens that grow. Nothing is left.
+// Callers in several clients, as in several processes, take turns on a few keys. Nothing is left.
 func TestLeaseStorm(t *testing.T) {
 	t.Parallel()
 	b := newBench(t)
-	const clients, callers, keys, rounds = 4, 6, 3, 20
-	var inside, last [keys]atomic.Int64
-	var wg sync.WaitGroup
-	for range clients {
-		c := b.leases(t, nil)
-		for caller := range callers {
-			wg.Go(func() {
-				for i := range rounds {
-					k := (caller + i) % keys
-					l, err := c.Acquire(within(t), key(fmt.Sprint(k)), nil)
-					if err != nil {
-						t.Error(err)
-						return
-					}
-					if n := inside[k].Add(1); n != 1 {
-						t.Errorf("%d inside", n)
-					}
-					if token := int64(l.Token()); last[k].Swap(token) >= token {
-						t.Error("tokens went backwards")
-					}
-					inside[k].Add(-1)
-					release(t, l)
-				}
-			})
-		}
-	}
-	wg.Wait()
+	takeTurns(t, b.manyLeases(t, 4, nil), 20)
 	if n := b.rows(t); n != 0 {
 		t.Errorf("%d rows are left", n)
 	}
@@ -89,10 +61,7 @@ func TestLeaseTakeOverHasOneWinner(t *testing.T) {
 	t.Parallel()
 	b := newBench(t)
 	const processes, rounds = 5, 20
-	var clients []*client
-	for range processes {
-		clients = append(clients, b.leases(t, quiet))
-	}
+	clients := b.manyLeases(t, processes, quiet)
 	var last dblock.Token
 	for round := range rounds {
 		b.Exec(t, `INSERT INTO pgonce.lease SELECT 1, now() - interval '1 hour', now() - interval '30 min', '30 min', 'order', '1', 'dead'

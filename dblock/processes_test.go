@@ -55,6 +55,13 @@ func ownServer(t *testing.T, cfg *localpg.Config) (*localpg.Server, *pgxpool.Poo
 	return srv, pool
 }
 
+// flushesLate has a server write no log to disk but what somebody waits for, so that a crash forgets the rest.
+func flushesLate() *localpg.Config {
+	return &localpg.Config{Durable: true, Settings: map[string]string{
+		"wal_writer_delay": "10s", "wal_writer_flush_after": "100MB", "max_connections": "50", "autovacuum": "off",
+	}}
+}
+
 // theatre is a storm of processes on a server of their own. One of them works through a proxy, which can swallow
 // what it sends.
 type theatre struct {

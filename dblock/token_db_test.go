@@ -11,10 +11,8 @@ import (
 	"testing"
 
 	"github.com/jackc/pgx/v5"
-	"github.com/jackc/pgx/v5/pgxpool"
 	"github.com/pgonce/pgonce/dblock"
 	"github.com/pgonce/pgonce/driver/pgxdriver"
-	"github.com/pgonce/pgonce/internal/localpg"
 	"github.com/pgonce/pgonce/internal/pgtest"
 	"github.com/pgonce/pgonce/migrations"
 )
@@ -172,26 +170,7 @@ func TestTheFirstSessionMovesTheSequence(t *testing.T) {
 // lost, and its holder is told.
 func TestTokensSurviveACrash(t *testing.T) {
 	t.Parallel()
-	pgtest.New(t) // skips where there is no server to start, and watches for leaks
-	srv, err := localpg.Start(&localpg.Config{Durable: true, Settings: map[string]string{
-		"wal_writer_delay": "10s", "wal_writer_flush_after": "100MB", "max_connections": "50", "autovacuum": "off",
-	}})
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		if err := srv.Stop(); err != nil {
-			t.Error(err)
-		}
-	})
-	pool, err := pgxpool.New(t.Context(), srv.URL("postgres"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(pool.Close)
-	if _, err := migrations.UpPool(t.Context(), pool, nil); err != nil {
-		t.Fatal(err)
-	}
+	srv, pool := ownServer(t, flushesLate())
 	c := clientOf(t, pool, nil)
 	for round := range 3 {
 		for i := range 100 {

@@ -341,37 +341,24 @@ func lockRowsBadTable[TX any](t *testing.T, c Client[TX]) {
 	d := newBooks(t, c, 1)
 	tx := d.open("")
 	d.exec(tx, `INSERT INTO effect VALUES ('before')`)
-	for says, call := range map[string]func() ([]string, error){
-		`"public.nowhere" does not exist`: func() ([]string, error) {
-			return dblock.LockRowsTx(t.Context(), d.locks, tx, dblock.Table{Name: "nowhere"}, []string{"1"}, nil)
-		},
-		`column "nothing" does not exist`: func() ([]string, error) {
-			return dblock.LockRowsTx(t.Context(), d.locks, tx, dblock.Table{Name: "account", ID: "nothing"}, []string{"1"}, nil)
-		},
-		`operator does not exist`: func() ([]string, error) {
-			return dblock.LockRowsTx(t.Context(), d.locks, tx, accounts, []string{"1"}, nil)
-		},
-		`name is empty`: func() ([]string, error) {
-			return dblock.LockRowsTx(t.Context(), d.locks, tx, dblock.Table{}, []string{"1"}, nil)
-		},
-		`more than one dot`: func() ([]string, error) {
-			return dblock.LockRowsTx(t.Context(), d.locks, tx, dblock.Table{Name: "a.b.c"}, []string{"1"}, nil)
-		},
-		`not valid text`: func() ([]string, error) {
-			return dblock.LockRowsTx(t.Context(), d.locks, tx, accounts, []string{"a\x00"}, nil)
-		},
-		`mode 7`: func() ([]string, error) {
-			return dblock.LockRowsTx(t.Context(), d.locks, tx, accounts, []string{"1"}, &dblock.RowsConfig{Mode: 7})
-		},
-		`wait -1`: func() ([]string, error) {
-			return dblock.LockRowsTx(t.Context(), d.locks, tx, accounts, []string{"1"}, &dblock.RowsConfig{Wait: -1})
-		},
-		`nil transaction`: func() ([]string, error) {
-			var none TX
-			return dblock.LockRowsTx(t.Context(), d.locks, none, accounts, []string{"1"}, nil)
-		},
+	var none TX
+	for says, call := range map[string]struct {
+		tx    TX
+		table dblock.Table
+		key   string
+		cfg   *dblock.RowsConfig
+	}{
+		`"public.nowhere" does not exist`: {tx, dblock.Table{Name: "nowhere"}, "1", nil},
+		`column "nothing" does not exist`: {tx, dblock.Table{Name: "account", ID: "nothing"}, "1", nil},
+		`operator does not exist`:         {tx, accounts, "1", nil},
+		`name is empty`:                   {tx, dblock.Table{}, "1", nil},
+		`more than one dot`:               {tx, dblock.Table{Name: "a.b.c"}, "1", nil},
+		`not valid text`:                  {tx, accounts, "a\x00", nil},
+		`mode 7`:                          {tx, accounts, "1", &dblock.RowsConfig{Mode: 7}},
+		`wait -1`:                         {tx, accounts, "1", &dblock.RowsConfig{Wait: -1}},
+		`nil transaction`:                 {none, accounts, "1", nil},
 	} {
-		got, err := call()
+		got, err := dblock.LockRowsTx(t.Context(), d.locks, call.tx, call.table, []string{call.key}, call.cfg)
 		wantText(t, err, says)
 		switch says {
 		case `name is empty`, `more than one dot`, `not valid text`, `mode 7`, `wait -1`:
