@@ -39,6 +39,7 @@ func TestSmoke(t *testing.T) {
 		"S1 c=1 vs=bare ratio", "S1 c=1 vs=pglock ratio", "S1 c=32 vs=pglock ratio", "S1 c=256 vs=pglock ratio",
 		"S2 c=32 least/most", "S3 hold=0us vs=queue ratio", "S3 hold=0us vs=queue p99", "S3 hold=0us most/least-process",
 		"S3 hold=200us vs=queue ratio", "S3 hold=200us vs=queue p99", "S3 hold=200us most/least-process",
+		"S8 c=1 vs=hand ratio", "S8 c=1 vs=four-trips ratio", "S8 c=1 repeat vs=applied ratio", "S8 c=32 vs=hand ratio", "S8 FireMany rows=1000 vs=plain time",
 		"S10 locks=2000 connections",
 	} {
 		whole := regexp.MustCompile(`(?m)^` + regexp.QuoteMeta(line) + `=[0-9.+Inf]+ (target|limit)=[0-9.]+ unjudged$`)

@@ -10,7 +10,7 @@ type target struct {
 }
 
 func targets() []target {
-	return []target{distinctKeys(), hotKey(), hotKeyOfProcesses(), manyLocks()}
+	return []target{distinctKeys(), hotKey(), hotKeyOfProcesses(), transitions(), manyLocks()}
 }
 
 func names() (all []string) {

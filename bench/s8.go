@@ -1,0 +1,218 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgxpool"
+	"github.com/pgonce/pgonce/driver/pgxdriver"
+	"github.com/pgonce/pgonce/statemachine"
+)
+
+// transitions is S8.
+func transitions() target {
+	return target{"S8", "transitions with their history", measureTransitions}
+}
+
+// The machine goes back and forth. A repeat of closing is known by the state.
+type orderState string
+
+const (
+	isOpen   orderState = "open"
+	isClosed orderState = "closed"
+)
+
+var (
+	closing   = statemachine.NewEvent[orderState]("close")
+	reopening = statemachine.NewEvent[orderState]("reopen")
+)
+
+type orders = statemachine.Binding[int64, orderState, pgx.Tx]
+
+const (
+	firingWorkers = 32
+	rowsOfWorker  = 100
+
+	byHand    = "the same statement by hand"
+	fourTrips = "BEGIN, UPDATE, INSERT, COMMIT"
+	repeat    = "a repeat"
+)
+
+func measureTransitions(ctx context.Context, g *ground) error {
+	cfg, err := pgxpool.ParseConfig(g.postgres.url)
+	if err != nil {
+		return err
+	}
+	cfg.MaxConns = firingWorkers
+	pool, err := pgxpool.NewWithConfig(ctx, cfg)
+	if err != nil {
+		return err
+	}
+	defer pool.Close()
+	contenders, err := fireContenders(ctx, pool)
+	for _, workers := range []int{1, firingWorkers} {
+		if err == nil {
+			err = g.fire(ctx, workers, contenders)
+		}
+	}
+	for _, measure := range []func(context.Context, *pgxpool.Pool) error{g.fireMany, g.whatMovesCost} {
+		if err == nil {
+			err = measure(ctx, pool)
+		}
+	}
+	return err
+}
+
+// newOrders makes a table of open orders and binds the machine to it. Pages have room for new versions of their rows.
+func newOrders(ctx context.Context, pool *pgxpool.Pool, name string, rows int, bound statemachine.Table) (*orders, error) {
+	_, err := pool.Exec(ctx, fmt.Sprintf(`CREATE TABLE %s (id bigint PRIMARY KEY, state text NOT NULL DEFAULT 'open', amount bigint NOT NULL DEFAULT 100,
+		customer text NOT NULL DEFAULT 'customer 4711', since timestamptz NOT NULL DEFAULT now()) WITH (fillfactor = 50);
+		INSERT INTO %s SELECT generate_series(0, %d - 1)`, name, name, rows), pgx.QueryExecModeSimpleProtocol)
+	if err == nil {
+		_, err = pool.Exec(ctx, `VACUUM ANALYZE `+name)
+	}
+	if err != nil {
+		return nil, err
+	}
+	m, err := statemachine.New("bench "+name, statemachine.Initial(isOpen), statemachine.From(isOpen).On(closing).To(isClosed),
+		statemachine.From(isClosed).On(reopening).To(isOpen))
+	if err != nil {
+		return nil, err
+	}
+	bound.Name = name
+	return statemachine.Bind[int64](m, pgxdriver.New(pool), bound)
+}
+
+// step is a move of a row, which is to come to Applied.
+type step func(ctx context.Context, id int64, from, to orderState, ev statemachine.Event[orderState]) error
+
+// fireContenders have a table each, and write to one history.
+func fireContenders(ctx context.Context, pool *pgxpool.Pool) (map[string]*stepper, error) {
+	found := map[string]*stepper{}
+	for table, name := range map[string]string{"s8_fire": us, "s8_hand": byHand, "s8_trips": fourTrips, "s8_repeat": repeat} {
+		b, err := newOrders(ctx, pool, table, firingWorkers*rowsOfWorker, statemachine.Table{})
+		if err != nil {
+			return nil, err
+		}
+		s := &stepper{turns: make([]int, firingWorkers)}
+		switch name {
+		case us:
+			s.step = firing(b)
+		case byHand:
+			s.step, err = firingByHand(ctx, pool, b)
+		case fourTrips:
+			s.step = firingInFourTrips(pool, table)
+		case repeat:
+			s.step, s.still = firingAgain(b), true
+			_, err = pool.Exec(ctx, `UPDATE `+table+` SET state = 'closed'`)
+		}
+		if err != nil {
+			return nil, err
+		}
+		found[name] = s
+	}
+	return found, nil
+}
+
+// stepper moves the rows of a table, one after the other. Each goroutine has rows of its own and remembers where it is.
+type stepper struct {
+	step
+	turns []int
+	still bool // it moves nothing
+}
+
+func (s *stepper) run(workers int) func(context.Context, time.Duration) (sample, error) {
+	return func(ctx context.Context, d time.Duration) (sample, error) {
+		return hammer(ctx, workers, d, func(ctx context.Context, w int) (time.Duration, error) {
+			turn := s.turns[w]
+			s.turns[w]++
+			id := int64(w*rowsOfWorker + turn%rowsOfWorker)
+			if !s.still && turn/rowsOfWorker%2 == 1 {
+				return 0, s.step(ctx, id, isClosed, isOpen, reopening)
+			}
+			return 0, s.step(ctx, id, isOpen, isClosed, closing)
+		})
+	}
+}
+
+func (g *ground) fire(ctx context.Context, workers int, steppers map[string]*stepper) error {
+	var contenders []contender
+	for _, name := range []string{us, byHand, fourTrips, repeat} {
+		contenders = append(contenders, contender{name: name, run: steppers[name].run(workers)})
+	}
+	row := fmt.Sprintf("c=%d", workers)
+	found, err := g.alternate(ctx, "S8 "+row, contenders)
+	if err != nil {
+		return err
+	}
+	g.report.compare(row, "moves/s", contenders, found)
+	ours, rate := found[us], (*sample).rate
+	g.report.atLeast(row+" vs=hand", "ratio", ours.over(found[byHand], rate), 0.9)
+	g.report.atLeast(row+" vs=four-trips", "ratio", ours.over(found[fourTrips], rate), 1.25)
+	g.report.atLeast(row+" repeat vs=applied", "ratio", found[repeat].over(ours, rate), 1.8)
+	return nil
+}
+
+func firing(b *orders) step {
+	return func(ctx context.Context, id int64, _, _ orderState, ev statemachine.Event[orderState]) error {
+		res, err := b.Fire(ctx, id, ev)
+		if err == nil && !res.Applied() {
+			err = fmt.Errorf("row %d: %v", id, res.Outcome)
+		}
+		return err
+	}
+}
+
+func firingAgain(b *orders) step {
+	return func(ctx context.Context, id int64, _, _ orderState, ev statemachine.Event[orderState]) error {
+		res, err := b.Fire(ctx, id, ev)
+		if err == nil && res.Outcome != statemachine.AlreadyApplied {
+			err = fmt.Errorf("row %d: %v", id, res.Outcome)
+		}
+		return err
+	}
+}
+
+// firingByHand sends the text that Fire sends, with the arguments that it has, and reads all that it returns.
+func firingByHand(ctx context.Context, pool *pgxpool.Pool, b *orders) (step, error) {
+	texts, err := b.SQL(ctx)
+	if err != nil {
+		return nil, err
+	}
+	machine := b.Machine().Name()
+	return func(ctx context.Context, id int64, from, to orderState, ev statemachine.Event[orderState]) error {
+		var rows, outcome, guard, match, version, seq, check *int64
+		var state, moved, first *string
+		var seen, written bool
+		var at *time.Time
+		var restored int64
+		err := pool.QueryRow(ctx, texts.Fire, id, "{"+string(from)+"}", "{"+string(to)+"}", "{"+string(to)+"}", "{}", true, int64(10_000),
+			machine, ev.Name(), nil, ev == reopening, false, nil, nil).
+			Scan(&rows, &state, &moved, &outcome, &seen, &first, &written, &guard, &match, &version, &seq, &at, &check, &restored)
+		if err == nil && (!written || moved == nil || *moved != string(to)) {
+			err = fmt.Errorf("row %d was not moved", id)
+		}
+		return err
+	}, nil
+}
+
+// firingInFourTrips is what is usually written: a conditional UPDATE and a row of a history, in a transaction.
+func firingInFourTrips(pool *pgxpool.Pool, table string) step {
+	update := `UPDATE ` + table + ` SET state = $3 WHERE id = $1 AND state = $2`
+	return func(ctx context.Context, id int64, from, to orderState, ev statemachine.Event[orderState]) error {
+		return pgx.BeginFunc(ctx, pool, func(tx pgx.Tx) error {
+			tag, err := tx.Exec(ctx, update, id, string(from), string(to))
+			if err == nil && tag.RowsAffected() != 1 {
+				err = fmt.Errorf("row %d was not moved", id)
+			}
+			if err != nil {
+				return err
+			}
+			_, err = tx.Exec(ctx, `INSERT INTO pgonce.transition (machine, entity, event, from_state, to_state) VALUES ($1, $2, $3, $4, $5)`,
+				"four trips", fmt.Sprint(id), ev.Name(), string(from), string(to))
+			return err
+		})
+	}
+}
