@@ -264,7 +264,6 @@ func (m *many[K, S, TX]) run(ctx context.Context, q pg.Querier, chunk []K, wait 
 		}
 		switch kind {
 		case rowPlan:
-			a.written = m.f.b.table.NoHistory && a.outcome != nil && *a.outcome == storedApplied
 			answers[*place-1] = a
 			byEntity[*entity] = &answers[*place-1]
 		case rowWritten:

@@ -53,7 +53,7 @@ SELECT pgonce_n, COALESCE(pgonce_s, pgonce_f), pgonce_t, pgonce_o, pgonce_s IS N
 
 	// sqlFireHistory is sqlFire with a history and with dedup ids. The row of the history comes
 	// first and the move depends on it, so an id is used once whatever else goes wrong:
-	// its unique index is the arbiter. Index of "transition": transition_dedup to look an id up, the
+	// its unique index is the arbiter; without an id nothing can be in its way, and the server is spared to look. Index of "transition": transition_dedup to look an id up, the
 	// primary key for the last move.
 	//
 	// pgonce_last is trusted in two cases only: in pgonce_seen, which reads the row and its history in one
@@ -105,7 +105,7 @@ WITH pgonce_wait AS MATERIALIZED (
          pgonce_f, CASE pgonce_o WHEN 0 THEN pgonce_to ELSE pgonce_f END, $10::text, $13::text, $14::text::jsonb
     FROM pgonce_plan
    WHERE pgonce_o = 0 OR pgonce_o > 0 AND $10::text IS NOT NULL
-  ON CONFLICT DO NOTHING
+  ON CONFLICT DO NOTHING /*of ids*/
   RETURNING outcome AS pgonce_ho, seq AS pgonce_hs, at AS pgonce_ha
 ), pgonce_moved AS (
   UPDATE "public"."orders" SET "state" = pgonce_to::text /*as state*/ /*set*/

@@ -39,12 +39,25 @@ var templates = [...]struct {
 	args int
 }{
 	onFire: {sqlFire, fixedArgs}, onFireHistory: {sqlFireHistory, fixedArgs + historyArgs},
-	onMany: {sqlMany, fixedArgs}, onManyHistory: {sqlManyHistory, fixedArgs + historyArgs},
+	onMany: {withoutHistory(sqlMany), fixedArgs}, onManyHistory: {sqlMany, fixedArgs + historyArgs},
 	onLock: {sqlLock, 2}, onKnown: {sqlKnown, 3},
 	onCreate: {sqlCreate, 3}, onCreateHistory: {sqlCreateHistory, 7}, onCreated: {sqlCreated, 1}, onCreation: {sqlCreation, 3},
 	onDue: {sqlDue, 5}, onDueFirst: {sqlDueFirst, 3}, onDueAmong: {sqlDueAmong, 3},
 	onUnadopted: {sqlUnadopted, 2}, onUnadoptedFirst: {sqlUnadoptedFirst, 1}, onAdopt: {sqlAdopt, 5},
 	onState: {sqlState, 1}, onHistory: {sqlHistory, 2}, onBreaks: {sqlBreaks, 2},
+}
+
+// withoutHistory leaves out what a text has between its marks, and puts in what it has instead.
+func withoutHistory(text string) string {
+	var b strings.Builder
+	for {
+		before, rest, found := strings.Cut(text, "/*history*/")
+		b.WriteString(before)
+		if !found {
+			return strings.NewReplacer("/*bare ", "", "NULL*/", "NULL").Replace(b.String())
+		}
+		_, text, _ = strings.Cut(rest, "/*end*/")
+	}
 }
 
 // statement is the SQL text for a call. Texts are the same for all calls of one shape, so that
@@ -77,11 +90,11 @@ type shape struct {
 
 // shape is what the text of a statement depends on, of a call.
 func (c *call) shape() string {
-	if c.version == nil && len(c.where) == 0 && len(c.match) == 0 && len(c.sets) == 0 {
+	if c.version == nil && c.dedup == nil && len(c.where) == 0 && len(c.match) == 0 && len(c.sets) == 0 {
 		return ""
 	}
 	var b strings.Builder
-	fmt.Fprintf(&b, "%t", c.version != nil)
+	fmt.Fprintf(&b, "%t%t", c.version != nil, c.dedup != nil)
 	for _, w := range c.where {
 		fmt.Fprintf(&b, "w%d%q", len(w.args), w.text)
 	}
@@ -116,6 +129,10 @@ func (l *layout) render(of template, c *call) (string, error) {
 	}
 	f.addSince(t)
 	f.add(c, l.columns)
+	arbiter := "\n  ON CONFLICT DO NOTHING"
+	if c.dedup == nil {
+		arbiter = ""
+	}
 	id := l.cast("$1")
 	scope, scoped := f.scope(t)
 	return strings.NewReplacer(
@@ -123,6 +140,7 @@ func (l *layout) render(of template, c *call) (string, error) {
 		`"`+pg.DefaultSchema+`"`, quote(t.Schema), `$1::bigint`, id, `::bigint /*id*/`, "::"+l.idType, `::bigint[]`, "::"+l.idType+"[]",
 		`::text /*as state*/`, "::"+l.columns[t.State].typ, `NULL::bigint /*version*/`, version,
 		` /*where*/`, f.where.String(), ` /*match*/`, f.match.String(), ` /*matches*/`, f.matches.String(), ` /*set*/`, f.set.String(),
+		"\n  ON CONFLICT DO NOTHING /*of ids*/", arbiter, `/*history*/`, "", `/*end*/`, "", ` /*bare NULL, NULL*/`, "",
 		` /*columns*/`, f.names.String(), ` /*values*/`, f.values.String(),
 		` /*scope*/`, scope, ` /*scoped*/`, strings.ReplaceAll(scoped, idMark, scopedID(of, id)),
 	).Replace(templates[of].text), errors.Join(f.findings...)
