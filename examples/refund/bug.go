@@ -5,6 +5,8 @@ import (
 	"errors"
 	"fmt"
 	"io"
+
+	"github.com/pgonce/pgonce/examples/internal/demo"
 )
 
 // contestants are the ways to make refunds, the right one last.
@@ -38,12 +40,12 @@ func showTheBug(ctx context.Context, opt options, g *ground, out io.Writer) erro
 	fmt.Fprintf(out, "\n%-40s %9s %15s %15s %11s\n", "", "payments", "double payouts", "paid too much", "never paid")
 	for i, r := range reports {
 		fmt.Fprintf(out, "%-40s %9d %15d %15s %11d\n", contestants[i].name,
-			len(r.storm.bank.Payments()), r.ledger.doubles, euros(r.ledger.doubledCents), r.storm.unpaid(r.ledger))
+			len(r.storm.bank.Payments()), r.ledger.doubles, demo.Euros(r.ledger.doubledCents), r.storm.unpaid(r.ledger))
 	}
 	fmt.Fprintln(out)
 	last := len(reports) - 1
 	reports[last].print(out)
-	errs := []error{reports[last].err()}
+	errs := []error{reports[last].Err()}
 	for i, r := range reports[:last] {
 		if r.ledger.doubles == 0 {
 			errs = append(errs, fmt.Errorf("%s: nothing was paid twice in this storm, so it shows nothing; try more refunds", contestants[i].way))

@@ -4,6 +4,8 @@ import (
 	"context"
 	"math/rand/v2"
 	"time"
+
+	"github.com/pgonce/pgonce/examples/internal/demo"
 )
 
 // faults is what goes wrong during a storm, beside the bank.
@@ -47,14 +49,14 @@ func (f *faults) run(ctx context.Context, total int) error {
 	return nil
 }
 
-func (f *faults) kill(p *process, n, total int) error {
-	p.kill()
+func (f *faults) kill(p *demo.Process, n, total int) error {
+	p.Kill()
 	f.kills++
 	down := time.Now()
-	if err := p.start(); err != nil {
+	if err := p.Start(); err != nil {
 		return err
 	}
-	f.say("%d of %d sent: %s killed with SIGKILL, back after %d ms", n, total, p.name, time.Since(down).Milliseconds())
+	f.Say("%d of %d sent: %s killed with SIGKILL, back after %d ms", n, total, p.Name, time.Since(down).Milliseconds())
 	return nil
 }
 
@@ -71,7 +73,7 @@ SELECT count(pg_terminate_backend(pid)) FROM (
 		return err
 	}
 	f.terminated += n
-	again, err := f.deliverAgain(ctx, f.rng.IntN(1<<20))
+	again, err := f.jobs.Again(ctx, f.rng.IntN(1<<20), 10)
 	f.again += again
 	return err
 }

@@ -5,6 +5,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/pgonce/pgonce/examples/internal/demo"
 	"github.com/pgonce/pgonce/examples/refund/bank"
 	"github.com/pgonce/pgonce/examples/refund/payment"
 )
@@ -12,7 +13,7 @@ import (
 // The verdict has to be able to fail: each way to be wrong is told.
 func TestJudgeFindsWhatIsWrong(t *testing.T) {
 	t.Parallel()
-	s := &storm{options: options{refunds: 2, duplicates: 2}, id: "j"}
+	s := &storm{options: options{refunds: 2, Options: demo.Options{Duplicates: 2}}, id: "j"}
 	serials := []string{"B1", "B2"}
 	entryOf := func(n int) entry {
 		return entry{int64(n + 1), s.merchant(n), s.number(n), purchaseOf(n), amountOf(n), payment.Paid, &serials[n]}
@@ -60,9 +61,9 @@ func TestJudgeFindsWhatIsWrong(t *testing.T) {
 		answers, b := good()
 		answers = tc.spoil(answers, &b)
 		r := s.judge(answers, b)
-		said := strings.Join(r.wrongs, "\n")
-		if (r.verdict() == "ok") != (tc.says == "") || !strings.Contains(said, tc.says) {
-			t.Errorf("%s: verdict %s: %s", name, r.verdict(), said)
+		said := strings.Join(r.Wrongs, "\n")
+		if (r.Word() == "ok") != (tc.says == "") || !strings.Contains(said, tc.says) {
+			t.Errorf("%s: verdict %s: %s", name, r.Word(), said)
 		}
 	}
 }
@@ -80,8 +81,8 @@ func TestJudgeKnowsRefusals(t *testing.T) {
 		b := books{refunds: []entry{{Merchant: s.merchant(n), Number: s.number(n), State: state}}}
 		r.ledger = b.ledger()
 		s.judgeBooks(r, b, map[string]entry{s.key(n): b.refunds[0]})
-		if complained := strings.Contains(strings.Join(r.wrongs, "\n"), "was refused by the bank"); complained == want {
-			t.Errorf("%s: %v", state, r.wrongs)
+		if complained := strings.Contains(strings.Join(r.Wrongs, "\n"), "was refused by the bank"); complained == want {
+			t.Errorf("%s: %v", state, r.Wrongs)
 		}
 	}
 }

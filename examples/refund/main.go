@@ -3,20 +3,19 @@
 //
 //	go run ./refund                    the storm, on a throw-away Postgres
 //	go run ./refund --show-the-bug     three ways that pay twice, beside the right one
+//	go run ./refund --serve            the service, for a person to try
 package main
 
 import (
 	"context"
-	"errors"
-	"flag"
-	"fmt"
+	"embed"
 	"io"
-	"math/rand/v2"
+	"io/fs"
 	"os"
-	"os/signal"
 
 	"github.com/jackc/pgx/v5/pgxpool"
-	"github.com/pgonce/pgonce/internal/localpg"
+	"github.com/pgonce/pgonce/examples/internal/demo"
+	"github.com/pgonce/pgonce/examples/refund/payment"
 )
 
 const usage = `refund: a payment service under a storm of repeated requests
@@ -38,21 +37,12 @@ Without DATABASE_URL (or --database-url) a throw-away Postgres is started.
 
 // options are the command line.
 type options struct {
-	databaseURL, bankURL, listen, way string
-	refunds, duplicates, workers      int
-	faults, showTheBug, verbose       bool
-	seed                              uint64
+	demo.Options
+	refunds              int
+	bankURL, listen, way string
 }
 
-func main() {
-	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt)
-	err := run(ctx, os.Args[1:], os.Stdout)
-	stop()
-	if err != nil && !errors.Is(err, flag.ErrHelp) {
-		fmt.Fprintln(os.Stderr, "refund:", err)
-		os.Exit(1)
-	}
-}
+func main() { demo.Main("refund", run) }
 
 func run(ctx context.Context, args []string, out io.Writer) error {
 	command := ""
@@ -69,63 +59,55 @@ func run(ctx context.Context, args []string, out io.Writer) error {
 	case "work":
 		return work(ctx, opt)
 	}
-	if opt.databaseURL == "" {
-		server, err := localpg.Start(&localpg.Config{Durable: true})
-		if err != nil {
-			return fmt.Errorf("%w; or set DATABASE_URL", err)
-		}
-		defer func() { _ = server.Stop() }()
-		opt.databaseURL = server.URL("postgres")
-	}
-	pool, err := pgxpool.New(ctx, opt.databaseURL)
+	base, err := demo.Open(ctx, opt.DatabaseURL)
 	if err != nil {
 		return err
 	}
-	defer pool.Close()
-	if err := migrate(ctx, pool); err != nil || command == "migrate" {
+	defer base.Close()
+	if err := migrate(ctx, base.Pool); err != nil || command == "migrate" {
 		return err
 	}
 	program, err := os.Executable()
 	if err != nil {
 		return err
 	}
-	g := &ground{pool: pool, url: opt.databaseURL, program: program}
-	if opt.showTheBug {
+	g := &ground{pool: base.Pool, url: base.URL, program: program}
+	switch {
+	case opt.Serve:
+		return leaveUp(ctx, opt, g, out)
+	case opt.ShowTheBug:
 		return showTheBug(ctx, opt, g, out)
 	}
 	return storming(ctx, opt, g, out)
 }
 
 func parse(args []string, out io.Writer) (options, error) {
-	var o options
-	flags := flag.NewFlagSet("refund", flag.ContinueOnError)
-	flags.SetOutput(out)
-	flags.Usage = func() {
-		fmt.Fprint(out, usage)
-		flags.PrintDefaults()
-	}
-	flags.StringVar(&o.databaseURL, "database-url", os.Getenv("DATABASE_URL"), "the `URL` of a Postgres to use")
+	o := options{Options: demo.Options{Duplicates: 5, Workers: 32}}
+	flags := demo.Flags("refund", usage, &o.Options, out)
 	flags.IntVar(&o.refunds, "refunds", 0, "how many refunds (default 1000, or 200 to show the bug)")
-	flags.IntVar(&o.duplicates, "duplicates", 5, "how often each is asked for before the rows are aged")
-	flags.IntVar(&o.workers, "workers", 32, "how many ask at a time")
-	flags.BoolVar(&o.faults, "faults", true, "kill processes, terminate backends, deliver again, and let the bank misbehave")
-	flags.Uint64Var(&o.seed, "seed", rand.Uint64N(1_000_000), "what the random choices are made from")
-	flags.BoolVar(&o.showTheBug, "show-the-bug", false, "run three ways that pay twice beside the right one")
-	flags.BoolVar(&o.verbose, "verbose", false, "let services and workers log to standard error")
 	flags.StringVar(&o.listen, "listen", "127.0.0.1:0", "serve: the `address` to listen on")
 	flags.StringVar(&o.bankURL, "bank-url", "", "serve, work: the `URL` of the bank")
 	flags.StringVar(&o.way, "way", right, "serve, work: how refunds are made: right, unique, select or lock")
-	if err := flags.Parse(args); err != nil {
+	if err := o.Parse(flags, args); err != nil {
 		return o, err
 	}
 	if o.refunds == 0 {
 		o.refunds = 1000
-		if o.showTheBug {
+		if o.ShowTheBug {
 			o.refunds = 200
 		}
 	}
-	if o.refunds < 1 || o.duplicates < 1 || o.workers < 1 || flags.NArg() > 0 {
-		return o, errors.New("refunds, duplicates and workers must be at least 1, and there are no other arguments; see --help")
+	return o, demo.AtLeastOne(o.refunds)
+}
+
+//go:embed migrations/*.sql
+var shopMigrations embed.FS
+
+// migrate creates the library's tables, the shop's and the queue's.
+func migrate(ctx context.Context, pool *pgxpool.Pool) error {
+	files, err := fs.Sub(shopMigrations, "migrations")
+	if err != nil {
+		return err
 	}
-	return o, nil
+	return demo.Migrate(ctx, pool, "refund", files, payment.QueueSchema)
 }

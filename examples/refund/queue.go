@@ -3,12 +3,11 @@ package main
 import (
 	"context"
 	"encoding/json"
-	"errors"
-	"fmt"
 	"net/http"
 	"time"
 
 	"github.com/jackc/pgx/v5"
+	"github.com/pgonce/pgonce/examples/internal/demo"
 	"github.com/pgonce/pgonce/examples/refund/payment"
 	"github.com/riverqueue/river"
 )
@@ -59,26 +58,12 @@ func (s *storm) collect(ctx context.Context, orders []order, jobs map[int64]int,
 // await asks again and again until the count is zero. What was being worked on by a worker that
 // was killed is delivered again meanwhile.
 func (s *storm) await(ctx context.Context, what, count string, arg any) error {
-	tick := time.NewTicker(50 * time.Millisecond)
-	defer tick.Stop()
-	for {
-		var n int
-		err := s.pool.QueryRow(ctx, count, arg).Scan(&n)
-		if err == nil && n == 0 {
-			return nil
+	return demo.Await(ctx, what, func(ctx context.Context) (n int, err error) {
+		if err = s.pool.QueryRow(ctx, count, arg).Scan(&n); err == nil && n > 0 && s.Faults {
+			err = s.jobs.Rescue(ctx, 2*time.Second)
 		}
-		if err == nil && s.faults {
-			err = s.deliverStuck(ctx)
-		}
-		if err != nil {
-			return err
-		}
-		select {
-		case <-ctx.Done():
-			return errors.Join(fmt.Errorf("waiting for %s: %d are left", what, n), ctx.Err())
-		case <-tick.C:
-		}
-	}
+		return n, err
+	})
 }
 
 // settle waits until the bank's word about every refund is in the database.
@@ -103,34 +88,5 @@ func (s *storm) payAgain(ctx context.Context) error {
 		params[i].Args = p
 	}
 	_, err = s.queue.InsertManyFast(ctx, params)
-	return err
-}
-
-// The queue is at-least-once, and the storm takes it at its word. Rows that somebody is about to
-// complete are left alone, so that two statements over many jobs cannot meet crosswise.
-const (
-	sqlDeliverAgain = `
-UPDATE shop_queue.river_job SET state = 'available', finalized_at = NULL, scheduled_at = now() WHERE id IN (
-    SELECT id FROM shop_queue.river_job WHERE state IN ('completed', 'running') AND args ->> 'merchant' = ANY($1)
-    ORDER BY hashint8(id + $2) LIMIT 10 FOR UPDATE SKIP LOCKED)`
-
-	sqlDeliverStuck = `
-UPDATE shop_queue.river_job SET state = 'available', scheduled_at = now() WHERE id IN (
-    SELECT id FROM shop_queue.river_job WHERE state = 'running' AND attempted_at < now() - interval '2 seconds' AND args ->> 'merchant' = ANY($1)
-    FOR UPDATE SKIP LOCKED)`
-)
-
-// deliverAgain makes the queue deliver up to ten jobs once more, done or being worked on.
-func (s *storm) deliverAgain(ctx context.Context, salt int) (int64, error) {
-	tag, err := s.pool.Exec(ctx, sqlDeliverAgain, s.merchants(), salt)
-	return tag.RowsAffected(), err
-}
-
-// deliverStuck makes the queue deliver again what has been worked on for two seconds. The queue does
-// that by itself, after payment's rescueAfter and when its elected leader gets to it, which a demonstration of some
-// seconds does not wait for.
-func (s *storm) deliverStuck(ctx context.Context) error {
-	tag, err := s.pool.Exec(ctx, sqlDeliverStuck, s.merchants())
-	s.stuck.Add(tag.RowsAffected())
 	return err
 }

@@ -10,6 +10,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/pgonce/pgonce/examples/internal/demo"
 	"github.com/pgonce/pgonce/examples/refund/payment"
 	"github.com/pgonce/pgonce/internal/pgtest"
 )
@@ -44,8 +45,8 @@ func patient(t *testing.T) context.Context {
 
 func small(t *testing.T, refunds int, faults bool) options {
 	t.Helper()
-	opt := options{refunds: refunds, duplicates: 5, workers: 16, faults: faults, seed: rand.Uint64N(1_000_000)}
-	t.Logf("seed %d", opt.seed)
+	opt := options{refunds: refunds, Options: demo.Options{Duplicates: 5, Workers: 16, Faults: faults, Seed: rand.Uint64N(1_000_000)}}
+	t.Logf("seed %d", opt.Seed)
 	return opt
 }
 
@@ -117,8 +118,8 @@ func TestTheBugNeedsNoFaults(t *testing.T) {
 	if got := reports[2].ledger.doubles; got != len(echoes)*payable {
 		t.Errorf("lock: %d double payouts, want one for each of %d refunds and %d echoes", got, payable, len(echoes))
 	}
-	if r := reports[3]; r.ledger.doubles != 0 || r.verdict() != "ok" {
-		t.Errorf("the right way: %d double payouts, %v", r.ledger.doubles, r.wrongs)
+	if r := reports[3]; r.ledger.doubles != 0 || r.Word() != "ok" {
+		t.Errorf("the right way: %d double payouts, %v", r.ledger.doubles, r.Wrongs)
 	}
 }
 

@@ -5,14 +5,13 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"log"
-	"log/slog"
 	"net"
 	"net/http"
-	"os"
 	"time"
 
 	"github.com/jackc/pgx/v5/pgxpool"
+	"github.com/pgonce/pgonce/examples/internal/demo"
+	"github.com/pgonce/pgonce/examples/refund/bank"
 	"github.com/pgonce/pgonce/examples/refund/payment"
 	"github.com/pgonce/pgonce/examples/refund/wrong"
 )
@@ -31,7 +30,7 @@ func serve(ctx context.Context, opt options) error {
 		return err
 	}
 	defer pool.Close()
-	logger := logging(opt)
+	logger := demo.Logger(opt.Verbose)
 	mux := http.NewServeMux()
 	if opt.way == right {
 		service, err := payment.NewService(ctx, pool)
@@ -53,7 +52,7 @@ func serve(ctx context.Context, opt options) error {
 	}
 	srv := &http.Server{Handler: mux, ReadHeaderTimeout: 10 * time.Second}
 	go func() {
-		untilClosed(os.Stdin)
+		demo.UntilStopped()
 		_ = srv.Close()
 	}()
 	fmt.Printf("http://%s\n", l.Addr())
@@ -85,7 +84,7 @@ func work(ctx context.Context, opt options) error {
 	if err != nil {
 		return err
 	}
-	queue, err := payment.NewQueue(pool, refunds, payouts, logging(opt))
+	queue, err := payment.NewQueue(pool, refunds, payouts, demo.Logger(opt.Verbose))
 	if err != nil {
 		return err
 	}
@@ -93,7 +92,7 @@ func work(ctx context.Context, opt options) error {
 		return err
 	}
 	fmt.Println("working")
-	untilClosed(os.Stdin)
+	demo.UntilStopped()
 	return queue.Stop(ctx)
 }
 
@@ -106,7 +105,7 @@ func wrongWay(opt options, pool *pgxpool.Pool) (payment.Refunder, error) {
 }
 
 func connect(ctx context.Context, opt options, most int32) (*pgxpool.Pool, error) {
-	cfg, err := pgxpool.ParseConfig(opt.databaseURL)
+	cfg, err := pgxpool.ParseConfig(opt.DatabaseURL)
 	if err != nil {
 		return nil, err
 	}
@@ -115,14 +114,39 @@ func connect(ctx context.Context, opt options, most int32) (*pgxpool.Pool, error
 	return pgxpool.NewWithConfig(ctx, cfg)
 }
 
-// logging is silent unless it was asked for: a storm breaks everything all the time. net/http has
-// words of its own for a bank that answers twice.
-func logging(opt options) *slog.Logger {
-	if opt.verbose {
-		return slog.New(slog.NewTextHandler(os.Stderr, nil))
-	}
-	log.SetOutput(io.Discard)
-	return slog.New(slog.DiscardHandler)
-}
+const toTry = `
+The service is at %[1]s, with a purchase of 20.00 EUR. Press Ctrl-C to end it. Try:
 
-func untilClosed(r io.Reader) { _, _ = io.Copy(io.Discard, r) }
+  curl -si %[1]s/refunds -H 'X-Merchant: m1' -H 'Idempotency-Key: r1' -d '{"purchase": "p1", "account": "a", "amount_cents": 1250}'
+      202 and a receipt; the second time the same receipt, with Idempotent-Replayed: true
+
+  curl -si %[1]s/refunds -H 'X-Merchant: m1' -H 'Idempotency-Key: r1' -d '{"purchase": "p1", "account": "a", "amount_cents": 1251}'
+      422: the key was used for another request
+
+  curl -si %[1]s/refunds -H 'X-Merchant: m1' -H 'Idempotency-Key: r2' -d '{"purchase": "p1", "account": "a", "amount_cents": 800}'
+      422: more than what is left of the purchase
+
+  curl -si %[1]s/refunds/r1 -H 'X-Merchant: m1'
+      its state: requested, and a little later paid, with the bank's serial number
+`
+
+// leaveUp runs a service, a worker and a bank that misbehaves, until ctx ends.
+func leaveUp(ctx context.Context, opt options, g *ground, out io.Writer) error {
+	b, err := bank.Open(bank.Config{Faults: opt.Faults, Seed: opt.Seed, Patience: payment.Patience})
+	if err != nil {
+		return err
+	}
+	defer b.Close()
+	if _, err := g.pool.Exec(ctx, `INSERT INTO shop.purchase (merchant, id, paid_cents) VALUES ('m1', 'p1', 2000) ON CONFLICT DO NOTHING`); err != nil {
+		return err
+	}
+	f, err := launch(g, right, b.URL(), opt.Verbose)
+	if err != nil {
+		return err
+	}
+	defer demo.StopAll(f.all())
+	url, _ := f.services[0].State()
+	fmt.Fprintf(out, toTry, url)
+	<-ctx.Done()
+	return nil
+}

@@ -4,7 +4,6 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
-	"io"
 	"math/rand/v2"
 	"net/http"
 	"sync"
@@ -13,6 +12,7 @@ import (
 
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgxpool"
+	"github.com/pgonce/pgonce/examples/internal/demo"
 	"github.com/pgonce/pgonce/examples/refund/bank"
 	"github.com/pgonce/pgonce/examples/refund/payment"
 	"github.com/riverqueue/river"
@@ -20,10 +20,9 @@ import (
 
 // ground is what a storm takes place on.
 type ground struct {
-	pool    *pgxpool.Pool // not that of the services, so that it survives what they do not
+	pool    *pgxpool.Pool
 	url     string
 	program string // what services and workers are started from
-	verbose bool
 }
 
 // storm is a crowd that asks for the same refunds again and again.
@@ -34,11 +33,10 @@ type storm struct {
 	fleet *fleet
 	bank  *bank.Bank
 	queue *river.Client[pgx.Tx]
-	out   io.Writer
-	start time.Time
+	jobs  *demo.Queue
+	*demo.Teller
 
 	sent  atomic.Int64 // orders that a service has answered or the queue has taken
-	stuck atomic.Int64 // jobs that were taken from workers, most of which had been killed
 	tally tally
 }
 
@@ -108,12 +106,12 @@ func (s *storm) request(o order) payment.Request {
 // for at least once by message, if there are two; the forgeries come at the end, when their numbers are surely used.
 func (s *storm) gust() []order {
 	const window = 40 // refunds in the air at a time
-	rng := rand.New(rand.NewPCG(s.seed, 1<<32))
+	rng := rand.New(rand.NewPCG(s.Seed, 1<<32))
 	var all []order
 	for from := 0; from < s.refunds; from += window {
 		var batch []order
 		for n := from; n < min(from+window, s.refunds); n++ {
-			for d := range s.duplicates {
+			for d := range s.Duplicates {
 				batch = append(batch, order{n: n, message: d == 1 || d > 1 && rng.IntN(2) == 0})
 			}
 		}
@@ -146,11 +144,11 @@ func (s *storm) run(ctx context.Context, orders []order) ([]answer, error) {
 	next := make(chan int)
 	var wg sync.WaitGroup
 	var failed atomic.Pointer[error]
-	for w := range s.workers {
+	for w := range s.Workers {
 		wg.Go(func() {
 			client := &http.Client{Timeout: 20 * time.Second, Transport: &http.Transport{MaxIdleConnsPerHost: serviceProcesses}}
 			defer client.CloseIdleConnections()
-			rng := rand.New(rand.NewPCG(s.seed, uint64(w)))
+			rng := rand.New(rand.NewPCG(s.Seed, uint64(w)))
 			for i := range next {
 				if !orders[i].message {
 					answers[i] = s.insist(ctx, client, rng, orders[i])
@@ -174,9 +172,4 @@ func (s *storm) run(ctx context.Context, orders []order) ([]answer, error) {
 		return nil, fmt.Errorf("publish: %w", *err)
 	}
 	return answers, s.collect(ctx, orders, jobs, answers)
-}
-
-// say tells what happens, with the time since the start.
-func (s *storm) say(format string, args ...any) {
-	fmt.Fprintf(s.out, "%5.1f s  %s\n", time.Since(s.start).Seconds(), fmt.Sprintf(format, args...))
 }

@@ -8,6 +8,7 @@ import (
 	"math/rand/v2"
 	"time"
 
+	"github.com/pgonce/pgonce/examples/internal/demo"
 	"github.com/pgonce/pgonce/examples/refund/bank"
 	"github.com/pgonce/pgonce/examples/refund/payment"
 )
@@ -26,7 +27,7 @@ func storming(ctx context.Context, opt options, g *ground, out io.Writer) error 
 		return err
 	}
 	r.print(out)
-	return r.err()
+	return r.Err()
 }
 
 // measure runs a whole storm against one way of making refunds: the gust and its echoes.
@@ -38,21 +39,21 @@ func measure(ctx context.Context, opt options, g *ground, way string, out io.Wri
 		return nil, err
 	}
 	defer s.close()
-	s.say("%d refunds, each asked for %d times over HTTP and by message, seed %d", s.refunds, s.duplicates, s.seed)
-	f := &faults{storm: s, rng: rand.New(rand.NewPCG(s.seed, 2))}
+	s.Say("%d refunds, each asked for %d times over HTTP and by message, seed %d", s.refunds, s.Duplicates, s.Seed)
+	f := &faults{storm: s, rng: rand.New(rand.NewPCG(s.Seed, 2))}
 	all, err := s.blow(ctx, f)
 	if err != nil {
 		return nil, err
 	}
 	for _, e := range echoes {
-		s.say("all settled; every row made older by %s, everything asked for again", e.name)
+		s.Say("all settled; every row made older by %s, everything asked for again", e.name)
 		answers, err := s.again(ctx, e.by)
 		if err != nil {
 			return nil, err
 		}
 		all = append(all, answers...)
 	}
-	took := time.Since(s.start)
+	took := s.Took()
 	s.close() // the bank too: what its slow calls still pay must be in its ledger
 	b, err := readBooks(ctx, s)
 	if err != nil {
@@ -65,17 +66,17 @@ func measure(ctx context.Context, opt options, g *ground, way string, out io.Wri
 
 // prepare starts a bank, the services and the workers, and stocks the shop.
 func prepare(ctx context.Context, opt options, g *ground, way string, out io.Writer) (s *storm, err error) {
-	s = &storm{options: opt, ground: g, id: fmt.Sprintf("%s-%d-%d", way, opt.seed, time.Now().UnixNano())}
-	g.verbose = opt.verbose
-	s.out, s.start = out, time.Now()
+	s = &storm{options: opt, ground: g, id: fmt.Sprintf("%s-%d-%d", way, opt.Seed, time.Now().UnixNano())}
+	s.Teller = demo.NewTeller(out)
+	s.jobs = &demo.Queue{Pool: g.pool, Schema: payment.QueueSchema, Where: `args ->> 'merchant' = ANY($1)`, Arg: s.merchants()}
 	if s.queue, err = payment.NewPublisher(g.pool); err != nil {
 		return nil, err
 	}
-	if s.bank, err = bank.Open(bank.Config{Faults: opt.faults, Seed: opt.seed, Patience: payment.Patience}); err != nil {
+	if s.bank, err = bank.Open(bank.Config{Faults: opt.Faults, Seed: opt.Seed, Patience: payment.Patience}); err != nil {
 		return nil, err
 	}
 	if err = s.stock(ctx); err == nil {
-		s.fleet, err = launch(g, way, s.bank.URL())
+		s.fleet, err = launch(g, way, s.bank.URL(), opt.Verbose)
 	}
 	if err != nil {
 		s.close()
@@ -87,7 +88,7 @@ func prepare(ctx context.Context, opt options, g *ground, way string, out io.Wri
 // close ends the services, the workers and the bank. It may be called twice.
 func (s *storm) close() {
 	if s.fleet != nil {
-		s.fleet.stop()
+		demo.StopAll(s.fleet.all())
 	}
 	s.bank.Close()
 }
@@ -120,7 +121,7 @@ func (s *storm) blow(ctx context.Context, f *faults) ([]answer, error) {
 	broken := make(chan error, 1)
 	go func() {
 		var err error
-		if s.faults {
+		if s.Faults {
 			err = f.run(ctx, len(orders))
 		}
 		if err != nil {

@@ -6,15 +6,14 @@
 package bank
 
 import (
-	"context"
-	"encoding/json"
+	"errors"
 	"fmt"
-	"math/rand/v2"
-	"net"
 	"net/http"
 	"strings"
 	"sync"
 	"time"
+
+	"github.com/pgonce/pgonce/examples/internal/foreign"
 )
 
 // Order is what the bank is asked for, by POST /payments.
@@ -39,55 +38,41 @@ type Config struct {
 	Patience time.Duration
 }
 
+// misbehaviour is what goes wrong with one call in five.
+var misbehaviour = []foreign.Odds{
+	{Mood: foreign.Slow, Of: 4}, {Mood: foreign.Silent, Of: 4}, {Mood: foreign.Fails, Of: 4},
+	{Mood: foreign.Cuts, Of: 3}, {Mood: foreign.Twice, Of: 3}, {Mood: foreign.Down, Of: 3},
+}
+
 // Bank is a running bank. Its ledger is its own: it outlives the services and knows nothing
 // of their database.
 type Bank struct {
-	cfg    Config
-	server *http.Server
-	url    string
-	calls  sync.WaitGroup // handlers, those that have lost their client too
+	*foreign.Server
 
 	mu       sync.Mutex
-	rng      *rand.Rand
 	ledger   map[string]decision // by reference
 	payments []Payment
-	met      map[mood]int
 }
 
 // decision is what the bank has said about a reference, once and for all.
 type decision struct {
 	order  Order
-	status int
-	answer map[string]string
+	answer foreign.Answer
 }
 
 // Open starts a bank on a loopback address.
 func Open(cfg Config) (*Bank, error) {
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
+	b := &Bank{ledger: map[string]decision{}}
+	behaviour := foreign.Config{Seed: cfg.Seed, Patience: cfg.Patience, Slowness: 2 * cfg.Patience}
+	if cfg.Faults {
+		behaviour.Odds = misbehaviour
+	}
+	var err error
+	if b.Server, err = foreign.Open(behaviour); err != nil {
 		return nil, err
 	}
-	b := &Bank{
-		cfg: cfg, url: "http://" + l.Addr().String(), rng: rand.New(rand.NewPCG(cfg.Seed, 3)),
-		ledger: map[string]decision{}, met: map[mood]int{},
-	}
-	mux := http.NewServeMux()
-	mux.HandleFunc("POST /payments", b.pay)
-	b.server = &http.Server{Handler: mux, ReadHeaderTimeout: 10 * time.Second}
-	b.calls.Go(func() { _ = b.server.Serve(l) })
+	b.Handle("POST /payments", b.pay)
 	return b, nil
-}
-
-// URL is where the bank is.
-func (b *Bank) URL() string { return b.url }
-
-// Close ends the bank's day: it waits for calls whose clients have given up, since they move
-// money too. What it says after that does not change any more.
-func (b *Bank) Close() {
-	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
-	defer cancel()
-	_ = b.server.Shutdown(ctx)
-	b.calls.Wait()
 }
 
 // Payments is the money that left, in order.
@@ -97,49 +82,38 @@ func (b *Bank) Payments() []Payment {
 	return append([]Payment(nil), b.payments...)
 }
 
-// Misbehaved tells how often each thing went wrong.
-func (b *Bank) Misbehaved() string {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	var parts []string
-	for _, m := range []mood{slow, silent, fails, cuts, twice, down} {
-		parts = append(parts, fmt.Sprintf("%d %s", b.met[m], m))
-	}
-	return strings.Join(parts, ", ")
-}
-
 // ClosedAccount is how the number of an account begins to which the bank refuses to pay.
 const ClosedAccount = "closed-"
 
 // decide makes the payment or refuses it, or says again what it has said before.
-func (b *Bank) decide(o Order) decision {
+func (b *Bank) decide(o Order) foreign.Answer {
 	b.mu.Lock()
 	defer b.mu.Unlock()
+	answer := func(status int, word, value string) foreign.Answer {
+		return foreign.Answer{Status: status, Body: map[string]string{"reference": o.Reference, word: value}}
+	}
 	d, known := b.ledger[o.Reference]
 	switch {
 	case known && d.order != o:
-		return decision{o, http.StatusConflict, map[string]string{"reference": o.Reference, "reason": "the reference belongs to another payment"}}
+		return answer(http.StatusConflict, "reason", "the reference belongs to another payment")
 	case known:
-		return d
+		return d.answer
 	case strings.HasPrefix(o.Account, ClosedAccount):
-		d = decision{o, http.StatusUnprocessableEntity, map[string]string{"reference": o.Reference, "reason": "account closed"}}
+		d = decision{o, answer(http.StatusUnprocessableEntity, "reason", "account closed")}
 	default:
 		serial := fmt.Sprintf("B%08d", len(b.payments)+1)
 		b.payments = append(b.payments, Payment{o, serial})
-		d = decision{o, http.StatusOK, map[string]string{"reference": o.Reference, "serial": serial}}
+		d = decision{o, answer(http.StatusOK, "serial", serial)}
 	}
 	b.ledger[o.Reference] = d
-	return d
+	return d.answer
 }
 
 // pay answers POST /payments.
-func (b *Bank) pay(w http.ResponseWriter, r *http.Request) {
-	b.calls.Add(1)
-	defer b.calls.Done()
-	var o Order
-	if err := json.NewDecoder(http.MaxBytesReader(w, r.Body, 1<<16)).Decode(&o); err != nil || o.Reference == "" || o.AmountCents <= 0 {
-		http.Error(w, "want reference, account, amount_cents", http.StatusBadRequest)
-		return
+func (b *Bank) pay(r *http.Request) (func() foreign.Answer, error) {
+	o, err := foreign.Decode[Order](r)
+	if err != nil || o.Reference == "" || o.AmountCents <= 0 {
+		return nil, errors.New("want reference, account, amount_cents")
 	}
-	b.perform(w, r, o, b.mood())
+	return func() foreign.Answer { return b.decide(o) }, nil
 }
