@@ -2,6 +2,7 @@ package statemachine
 
 import (
 	"fmt"
+	"reflect"
 	"slices"
 	"strings"
 	"unicode"
@@ -17,7 +18,7 @@ func (m *Machine[S]) Mermaid() string {
 	var b strings.Builder
 	b.WriteString("stateDiagram-v2\n")
 	for i, s := range m.states {
-		fmt.Fprintf(&b, "    state \"%s\" as s%d\n", mermaidText(textOf(s)), i)
+		fmt.Fprintf(&b, "    state \"%s\" as s%d\n", mermaidText(labelOf(s)), i)
 	}
 	for i, s := range m.states {
 		if slices.Contains(m.initial, s) {
@@ -39,6 +40,18 @@ func (m *Machine[S]) Mermaid() string {
 	return b.String()
 }
 
+// labelOf is a state for people. An integer says little, so it is followed by its name, if it has a String method.
+func labelOf[S StateType](s S) string {
+	text := textOf(s)
+	if reflect.ValueOf(s).Kind() == reflect.String {
+		return text
+	}
+	if named, ok := any(s).(fmt.Stringer); ok && named.String() != text {
+		text += " " + named.String()
+	}
+	return text
+}
+
 // DOT is the machine for Graphviz. An event that is ignored in a state is a dashed edge back to it;
 // final states have two borders; a time-out is
 // dotted, a way out of a final state bold. The text is the same for the same definition.
@@ -50,7 +63,7 @@ func (m *Machine[S]) DOT() string {
 		if m.IsFinal(s) {
 			final = ", peripheries=2"
 		}
-		fmt.Fprintf(&b, "    s%d [label=\"%s\"%s]\n", i, dotText(textOf(s)), final)
+		fmt.Fprintf(&b, "    s%d [label=\"%s\"%s]\n", i, dotText(labelOf(s)), final)
 	}
 	for i, s := range m.states {
 		if slices.Contains(m.initial, s) {
@@ -88,14 +101,14 @@ func (m *Machine[S]) Markdown() string {
 				continue
 			}
 			alone = false
-			to, note := markdownText(textOf(e.to)), markdownText(e.note())
+			to, note := markdownText(labelOf(e.to)), markdownText(e.note())
 			if e.ignored {
 				to, note = "*ignored*", ""
 			}
-			fmt.Fprintf(&b, "| %s | %s | %s | %s | %s |\n", kind, markdownText(textOf(s)), markdownText(e.event.name), to, note)
+			fmt.Fprintf(&b, "| %s | %s | %s | %s | %s |\n", kind, markdownText(labelOf(s)), markdownText(e.event.name), to, note)
 		}
 		if alone {
-			fmt.Fprintf(&b, "| %s | %s | | | |\n", kind, markdownText(textOf(s)))
+			fmt.Fprintf(&b, "| %s | %s | | | |\n", kind, markdownText(labelOf(s)))
 		}
 	}
 	return b.String()

@@ -77,6 +77,26 @@ func TestDiagrams(t *testing.T) {
 
 // Whatever names contain, a diagram has as many lines as the same one with tame names, and no sign of theirs
 // that means something to who draws it.
+// flagged is a state of a table that has always had numbers.
+type flagged int16
+
+func (f flagged) String() string { return map[flagged]string{1: "new", 2: "paid \"in full\""}[f] }
+
+func TestDiagramsNameNumbers(t *testing.T) {
+	t.Parallel()
+	m := sm.MustNew("flagged", sm.Initial(flagged(1)), sm.Final(flagged(2)),
+		sm.From(flagged(1)).On(sm.NewEvent[flagged]("pay")).To(flagged(2)))
+	for text, want := range map[string]string{
+		m.Mermaid():  `state "2#32;paid#32;#34;in#32;full#34;" as s1`,
+		m.DOT():      `s1 [label="2 paid \"in full\"", peripheries=2]`,
+		m.Markdown(): `| initial | 1 new | pay | 2 paid&#32;&#34;in full&#34; |`,
+	} {
+		if !strings.Contains(text, want) {
+			t.Errorf("%s lacks %s", text, want)
+		}
+	}
+}
+
 func TestDiagramsEscapeHostileNames(t *testing.T) {
 	t.Parallel()
 	for _, name := range []string{
