@@ -75,3 +75,63 @@ func (f first) Errorf(format string, args ...any) {
 		f.TB.Errorf("%s", line)
 	}
 }
+
+// ending shows how CrashEverywhere ends, and one thing that it found.
+type ending struct {
+	testing.TB
+	found *bool
+}
+
+func (v ending) Errorf(string, ...any) { *v.found = true }
+func (v ending) Logf(string, ...any) {
+	fmt.Println(map[bool]string{false: "one effect, one answer, wherever it dies", true: "found out"}[*v.found])
+}
+
+func ExampleCrashEverywhere() {
+	const tables = `
+CREATE TABLE refund (id bigint GENERATED ALWAYS AS IDENTITY, number text NOT NULL);
+CREATE TABLE mail (number text NOT NULL)`
+	pgtest.Example(tables, func(_ context.Context, db *pgxpool.Pool) error {
+		var mail func(number string) error // to the customer
+
+		// A process that is asked for one refund.
+		refund := func(ctx context.Context, p *idemtest.Process, number string) (int64, error) {
+			pool, err := pgxpool.New(ctx, p.DatabaseURL())
+			if err != nil {
+				return 0, err
+			}
+			defer pool.Close()
+			keys, err := idem.New(pgxdriver.New(pool), nil)
+			if err != nil {
+				return 0, err
+			}
+			res, err := idem.Do(ctx, keys, idem.Op{Name: "refund"}.Key("m1", number), idem.NoFingerprint(), func(ctx context.Context, tx pgx.Tx) (id int64, err error) {
+				err = tx.QueryRow(ctx, `INSERT INTO refund (number) VALUES ($1) RETURNING id`, number).Scan(&id)
+				if err == nil && mail != nil {
+					err = p.Call(func() error { return mail(number) })
+				}
+				return id, err
+			})
+			return res.Value, err
+		}
+		rows := func(table string) func(context.Context, string) (int64, error) {
+			return func(ctx context.Context, number string) (n int64, err error) {
+				err = db.QueryRow(ctx, `SELECT count(*) FROM `+table+` WHERE number = $1`, number).Scan(&n)
+				return n, err
+			}
+		}
+		t := ending{printing{}, new(bool)} // yours is the *testing.T
+		idemtest.CrashEverywhere(t, db.Config().ConnString(), refund, rows("refund"), nil)
+
+		// A handler that writes to its customer itself, instead of enqueueing that in its transaction, does so again when it is run again.
+		mail = func(number string) error {
+			_, err := db.Exec(context.Background(), `INSERT INTO mail VALUES ($1)`, number)
+			return err
+		}
+		idemtest.CrashEverywhere(t, db.Config().ConnString(), refund, rows("mail"), nil)
+		return nil
+	})
+	// Output:
+	// one effect, one answer, wherever it dies
+	// found out
+}

@@ -59,7 +59,7 @@ type HTTPConfig struct {
 //   - a client that goes away in the middle leaves a request that a repeat executes a second time.
 //
 // Answers 400, 409 and 422 have to be problem+json (RFC 9457). It is no proof against a crash: for that there
-// is CrashEverywhere.
+// is [CrashEverywhere].
 //
 // request makes a new request each time, complete but for the key: equal ones for equal n, and for
 // two n two different requests of the same caller. It must be one that succeeds (2xx) and has an effect. Its host is replaced. effects counts
