@@ -10,6 +10,7 @@ import (
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/jackc/pgx/v5/pgxpool"
+	"github.com/pgonce/pgonce/driver/internal/pgerr"
 	"github.com/pgonce/pgonce/internal/pg"
 )
 
@@ -156,7 +157,7 @@ func (q poolQuerier) Run(ctx context.Context, s pg.Stmt) error {
 	}
 	tctx, cancel := context.WithTimeout(ctx, pg.NetTimeout(ctx))
 	defer cancel()
-	err = run(tctx, oneTrip{conn.Conn()}, s)
+	pgerr.WithoutCancel(conn.Conn(), func() { err = run(tctx, oneTrip{conn.Conn()}, s) })
 	if conn.Conn().IsClosed() {
 		discard(ctx, conn)
 		return err
@@ -173,7 +174,7 @@ func (q poolQuerier) Query(ctx context.Context, sql string, args ...any) iter.Se
 			return
 		}
 		defer conn.Release()
-		query(ctx, oneTrip{conn.Conn()}, sql, args)(yield)
+		pgerr.WithoutCancel(conn.Conn(), func() { query(ctx, oneTrip{conn.Conn()}, sql, args)(yield) })
 	}
 }
 

@@ -8,6 +8,7 @@ import (
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/jackc/pgx/v5/pgxpool"
+	"github.com/pgonce/pgonce/driver/internal/pgerr"
 	"github.com/pgonce/pgonce/internal/pg"
 )
 
@@ -145,7 +146,8 @@ func (o *ownedTx) Commit(ctx context.Context, last ...pg.Stmt) error {
 	// pgx can tell that an error came before anything was sent, but not in every mode that it
 	// came before the last of several statements was answered. So whatever is not the
 	// server's refusal counts as unknown.
-	err := o.conn.SendBatch(tctx, &b).Close()
+	var err error
+	pgerr.WithoutCancel(o.conn.Conn(), func() { err = o.conn.SendBatch(tctx, &b).Close() })
 	switch {
 	case err != nil:
 		return pg.CommitError(mapError(err))
@@ -168,7 +170,8 @@ func (o *ownedTx) commitInTwo(ctx context.Context, last []pg.Stmt) error {
 		}
 		return fmt.Errorf("%w: %w", pg.ErrTxLost, err) // COMMIT was not sent
 	}
-	err := o.tx.Commit(ctx)
+	var err error
+	pgerr.WithoutCancel(o.conn.Conn(), func() { err = o.tx.Commit(ctx) })
 	if errors.Is(err, pgx.ErrTxCommitRollback) {
 		return fmt.Errorf("%w: %w", pg.ErrTxLost, err)
 	}

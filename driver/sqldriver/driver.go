@@ -159,7 +159,7 @@ type querier struct {
 }
 
 func (x querier) Run(ctx context.Context, s pg.Stmt) error {
-	return mapError(x.line.trip(ctx, func() error { return x.run(ctx, s) }))
+	return mapError(x.line.trip(ctx, func() error { return x.run(x.line.ctx(ctx), s) }))
 }
 
 func (x querier) run(ctx context.Context, s pg.Stmt) error {
@@ -214,7 +214,7 @@ func (x querier) Query(ctx context.Context, sql string, args ...any) iter.Seq2[p
 	return func(yield func(pg.Scan, error) bool) {
 		stopped := false
 		err := x.line.trip(ctx, func() error {
-			rows, err := x.q.QueryContext(ctx, sql, args...)
+			rows, err := x.q.QueryContext(x.line.ctx(ctx), sql, args...)
 			if err != nil {
 				return err
 			}
@@ -241,7 +241,8 @@ func (p poolQuerier) Run(ctx context.Context, s pg.Stmt) error {
 	defer func() { _ = conn.Close() }()
 	tctx, cancel := context.WithTimeout(ctx, pg.NetTimeout(ctx))
 	defer cancel()
-	return querier{conn, lineOf(conn)}.Run(tctx, s)
+	withoutCancel(conn, func() { err = querier{conn, lineOf(conn).quiet()}.Run(tctx, s) })
+	return err
 }
 
 func (p poolQuerier) Query(ctx context.Context, sql string, args ...any) iter.Seq2[pg.Scan, error] {
@@ -252,7 +253,7 @@ func (p poolQuerier) Query(ctx context.Context, sql string, args ...any) iter.Se
 			return
 		}
 		defer func() { _ = conn.Close() }()
-		querier{conn, lineOf(conn)}.Query(ctx, sql, args...)(yield)
+		withoutCancel(conn, func() { querier{conn, lineOf(conn).quiet()}.Query(ctx, sql, args...)(yield) })
 	}
 }
 

@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/jackc/pgx/v5"
+	"github.com/pgonce/pgonce/driver/internal/pgerr"
 )
 
 // letGo is how long a client library may take to give up a trip whose ctx has ended, before the
@@ -24,7 +25,10 @@ const letGo = time.Second
 // Close is the one method that meets another one of the same connection. lib/pq's writes to the
 // socket and closes it, and touches nothing else; and whatever another library's does to its
 // state, nobody uses that state again. pgx lets go by itself and is left alone.
-type line struct{ conn io.Closer }
+type line struct {
+	conn  io.Closer
+	still bool // the client library is not told of the end of a ctx
+}
 
 func lineOf(conn *sql.Conn) (l line) {
 	_ = conn.Raw(func(c any) error {
@@ -34,6 +38,21 @@ func lineOf(conn *sql.Conn) (l line) {
 		return nil
 	})
 	return l
+}
+
+// quiet is a line for statements that commit by themselves: a cancel request could end the wait of their commit for a
+// synchronous standby, see [pgerr.WithoutCancel]. lib/pq sends one when a ctx ends that it was given.
+func (l line) quiet() line {
+	l.still = l.conn != nil
+	return l
+}
+
+// ctx is what the client library gets of ctx.
+func (l line) ctx(ctx context.Context) context.Context {
+	if l.still {
+		return context.WithoutCancel(ctx)
+	}
+	return ctx
 }
 
 // trip runs fn, which uses the connection under ctx, and sees to it that fn returns when ctx
@@ -47,6 +66,9 @@ func (l line) trip(ctx context.Context, fn func() error) error {
 		defer close(gone)
 		timer := time.NewTimer(letGo)
 		defer timer.Stop()
+		if l.still {
+			timer.Reset(0)
+		}
 		select {
 		case <-over:
 		case <-timer.C:
@@ -60,4 +82,20 @@ func (l line) trip(ctx context.Context, fn func() error) error {
 		}
 	}()
 	return fn()
+}
+
+// withoutCancel is [pgerr.WithoutCancel] where pgx is below.
+func withoutCancel(conn *sql.Conn, trip func()) {
+	var inner *pgx.Conn
+	_ = conn.Raw(func(c any) error {
+		if c, ok := c.(interface{ Conn() *pgx.Conn }); ok {
+			inner = c.Conn()
+		}
+		return nil
+	})
+	if inner == nil {
+		trip()
+		return
+	}
+	pgerr.WithoutCancel(inner, trip)
 }

@@ -124,7 +124,10 @@ func (o *ownedTx[TX]) Commit(ctx context.Context, last ...pg.Stmt) error {
 	if err := o.RunAll(tctx, last...); err != nil {
 		return o.lastError(err)
 	}
-	err := o.end(ctx, o.tx.Commit)
+	err := o.end(ctx, func() (err error) {
+		withoutCancel(o.conn, func() { err = o.tx.Commit() })
+		return err
+	})
 	switch {
 	case err == nil:
 		o.release()
@@ -184,12 +187,15 @@ func (o *ownedTx[TX]) rollback(ctx context.Context) (alive bool) {
 	return true
 }
 
-// end runs COMMIT or ROLLBACK, which take no ctx of their own, with the network deadline.
+// end runs COMMIT or ROLLBACK, which take no ctx of their own, with the network deadline. lib/pq would answer the end of the
+// transaction's ctx with a cancel request, which a COMMIT must not meet: there the connection is closed under the verb.
 func (o *ownedTx[TX]) end(ctx context.Context, verb func() error) error {
 	tctx, cancel := pg.TripContext(ctx)
 	defer cancel()
-	stop := context.AfterFunc(tctx, o.giveUp)
-	defer stop()
+	if o.line.conn == nil {
+		stop := context.AfterFunc(tctx, o.giveUp)
+		defer stop()
+	}
 	return o.line.trip(tctx, verb)
 }
 
