@@ -56,6 +56,12 @@ type Config struct {
 	// pg_basebackup beside the server's binaries.
 	Follow *Server
 
+	// Keep starts the server again whenever it ends, as the init of a machine does.
+	Keep bool
+
+	// Env is added to the server's environment, for a library that is loaded into it.
+	Env []string
+
 	// Settings are passed to the server, after the defaults.
 	Settings map[string]string
 }
@@ -115,6 +121,10 @@ func (s *Server) launch(bin string, cred *syscall.Credential, cfg *Config) error
 	if cfg.Standby {
 		cmd.Env = append(cmd.Env, "PGONCE_STANDBY=1")
 	}
+	if cfg.Keep {
+		cmd.Env = append(cmd.Env, "PGONCE_KEEP=1")
+	}
+	cmd.Env = append(cmd.Env, cfg.Env...)
 	if cfg.Follow != nil {
 		cmd.Env = append(cmd.Env, "PGONCE_FOLLOW="+cfg.Follow.dir)
 	}
@@ -209,6 +219,36 @@ func (s *Server) Restart(sig syscall.Signal) error {
 		}
 	}
 }
+
+// Down kills the server's main process by SIGKILL, as a machine does that fails, and returns when it is gone. It stays down
+// until [Server.Up] or [Server.Stop]. Other processes of the server may live for a moment longer.
+func (s *Server) Down() error {
+	pid, err := s.PID()
+	if err != nil {
+		return err
+	}
+	if _, err := s.pipe.WriteString("DOWN\n"); err != nil {
+		return fmt.Errorf("localpg: down: %w", err)
+	}
+	for deadline := time.Now().Add(startTimeout); syscall.Kill(pid, 0) == nil; {
+		if time.Now().After(deadline) {
+			return fmt.Errorf("localpg: the server in %s did not end", s.dir)
+		}
+		<-time.After(10 * time.Millisecond)
+	}
+	return nil
+}
+
+// Up starts a server again that is down, and waits until it answers.
+func (s *Server) Up() error {
+	if _, err := s.pipe.WriteString("UP\n"); err != nil {
+		return fmt.Errorf("localpg: up: %w", err)
+	}
+	return s.awaitReady()
+}
+
+// Folder is where the server's folder of data ("data"), its log and its socket are.
+func (s *Server) Folder() string { return s.dir }
 
 // PID is the server's main process.
 func (s *Server) PID() (int, error) {

@@ -223,6 +223,15 @@ func TestRestartAndPromotion(t *testing.T) {
 			t.Fatal(sig, err)
 		}
 	}
+	if err := primary.Down(); err != nil {
+		t.Fatal(err)
+	}
+	if err := run(primary, `INSERT INTO seen VALUES (1)`); err == nil {
+		t.Error("a server that is down answers")
+	}
+	if err := primary.Up(); err != nil {
+		t.Fatal(err)
+	}
 	standby, err := localpg.Start(&localpg.Config{Follow: primary})
 	if err != nil {
 		t.Fatal(err)
