@@ -4,9 +4,9 @@
 GOLANGCI := go run github.com/golangci/golangci-lint/v2/cmd/golangci-lint@v2.15.0
 GOTEST   := go test -race -shuffle=on -parallel 8 -timeout 15m
 MODULES  := . examples integration/drivers bench
-EXTERNAL := integration/containers integration/pgbouncer
+EXTERNAL := integration/containers integration/pgbouncer integration/failover integration/faults
 
-.PHONY: help demo examples test soak integration containers pgbouncer versions bench bench-quick lint fmt
+.PHONY: help demo examples test soak integration containers pgbouncer versions failover faults bench bench-quick lint fmt
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -31,10 +31,10 @@ soak: ## the safety suites at full size, with their figures (DBLOCK_SEED=1 repea
 	@DBLOCK_SOAK=1 go test -race -count=1 -v -parallel 2 -timeout 120m ./dblock \
 		-run '^Test(History|TimeoutsLeaveNoLock|ReadModifyWrite|HotKeys|Killed(Holder|Waiter)$$|RestartUnderLoad|TokensSurvive)'
 
-integration: ## what needs more than this machine's Postgres: a container engine, PgBouncer, Postgres 14 to 18
+integration: ## what needs more than this machine's Postgres: a container engine, PgBouncer, Postgres 14 to 18, standbys, root
 	@scripts/setup.sh postgres race
 	@$(MAKE) --no-print-directory lint MODULES="$(EXTERNAL)"
-	@$(MAKE) --no-print-directory -k containers pgbouncer versions
+	@$(MAKE) --no-print-directory -k containers pgbouncer versions failover faults
 
 containers: ## the suite on a container of PGONCE_TEST_IMAGE (postgres:17-alpine)
 	@echo "== integration containers"; cd integration/containers && $(GOTEST)
@@ -47,6 +47,15 @@ pgbouncer: ## the suite through PgBouncer below 1.21 and above, built from sourc
 versions: ## the tests on Postgres 14 to 18 (ARGS="14 18" for some)
 	@scripts/setup.sh race
 	@scripts/versions.sh $(ARGS)
+
+failover: ## a standby is promoted under load, synchronous and asynchronous (needs pg_basebackup)
+	@scripts/setup.sh postgres race
+	@echo "== integration failover"; cd integration/failover && $(GOTEST) -timeout 20m
+
+faults: ## a full disk and a server's clock that is stepped (needs root and libfaketime, which scripts/setup.sh installs)
+	@scripts/setup.sh postgres race
+	@echo "== integration faults"; scripts/setup.sh faults || true # the tests say what is missing
+	@cd integration/faults && $(GOTEST) -timeout 20m
 
 bench: ## pgonce beside its peers, and docs/benchmarks.md of it, in up to 25 minutes (ARGS="--help" for its flags)
 	@scripts/setup.sh postgres redis

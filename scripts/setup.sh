@@ -2,8 +2,8 @@
 # Sees to it that this machine has what the named parts need: "postgres" (server binaries, to
 # start throw-away servers from), "race" (a C compiler, for go test -race), "redis" (a server binary
 # to measure against) and "pgbouncer" (what scripts/pgbouncer.sh builds it with; Debian's own package would
-# start a service). What is missing is installed with apt, after saying so. No server is started, stopped or
-# configured. PGONCE_NO_INSTALL=1 forbids installing. usage: setup.sh [postgres] [race] [redis] [pgbouncer]
+# start a service) and "faults" (libfaketime, to step a server's clock). What is missing is installed with apt, after saying so. No server is started, stopped or
+# configured. PGONCE_NO_INSTALL=1 forbids installing. usage: setup.sh [postgres] [race] [redis] [pgbouncer] [faults]
 set -eu
 
 has_postgres() {
@@ -21,6 +21,8 @@ has_redis() { command -v redis-server >/dev/null || command -v redis-check-rdb >
 
 has_libevent() { command -v pkg-config >/dev/null && pkg-config --exists libevent && command -v make >/dev/null; }
 
+has_libfaketime() { for lib in /usr/lib/*/faketime/libfaketime.so.1 /usr/lib/faketime/libfaketime.so.1; do [ ! -e "$lib" ] || return 0; done; return 1; }
+
 missing=""
 for part in "$@"; do
 	case $part in
@@ -29,6 +31,7 @@ for part in "$@"; do
 	# redis-server would start a service now, and at every boot; redis-tools brings none.
 	redis) has_redis || missing="$missing redis-tools" ;;
 	pgbouncer) has_libevent || missing="$missing make pkg-config libevent-dev" ;;
+	faults) has_libfaketime || missing="$missing libfaketime" ;;
 	*) echo "setup: unknown part $part" >&2; exit 2 ;;
 	esac
 done
