@@ -14,9 +14,9 @@ import (
 	"github.com/pgonce/pgonce/internal/localpg"
 )
 
-// TestMain lets the test binary play the processes of S3.
+// TestMain lets the test binary play the processes of S3 and S9.
 func TestMain(m *testing.M) {
-	if len(os.Args) == 2 && os.Args[1] == workerCommand {
+	if len(os.Args) == 2 && commands()[os.Args[1]] != nil {
 		main()
 		return
 	}
@@ -39,8 +39,13 @@ func TestSmoke(t *testing.T) {
 		"S1 c=1 vs=bare ratio", "S1 c=1 vs=pglock ratio", "S1 c=32 vs=pglock ratio", "S1 c=256 vs=pglock ratio",
 		"S2 c=32 least/most", "S3 hold=0us vs=queue ratio", "S3 hold=0us vs=queue p99", "S3 hold=0us most/least-process",
 		"S3 hold=200us vs=queue ratio", "S3 hold=200us vs=queue p99", "S3 hold=200us most/least-process",
+		"S4 c=1 vs=bare ratio", "S4 c=32 vs=bare ratio", "S4 trip=1ms vs=bare p50",
+		"S5 id=hidden wal", "S5 id=clear wal", "S5 id=clear commits", "S5 id=clear dead",
+		"S6 c=1 Lookup vs=select ratio", "S6 c=1 Do vs=select ratio", "S6 c=32 Lookup vs=select ratio", "S6 c=32 Do vs=select ratio",
+		"S7 c=256 vs=plain ratio",
 		"S8 c=1 vs=hand ratio", "S8 c=1 vs=four-trips ratio", "S8 c=1 repeat vs=applied ratio", "S8 c=32 vs=hand ratio", "S8 FireMany rows=1000 vs=plain time",
-		"S10 locks=2000 connections",
+		"S9 processes=2 p99-ms",
+		"S10 locks=2000 connections", "S10 keys=2000 vs=empty p50", "S10 purge=2000 vs=none p99",
 	} {
 		whole := regexp.MustCompile(`(?m)^` + regexp.QuoteMeta(line) + `=[0-9.+Inf]+ (target|limit)=[0-9.]+ unjudged$`)
 		if !whole.Match(out.Bytes()) {

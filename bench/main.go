@@ -55,8 +55,10 @@ func main() {
 }
 
 func run(ctx context.Context, args []string, out io.Writer) error {
-	if len(args) == 1 && args[0] == workerCommand {
-		return work(ctx, os.Stdin, out)
+	if len(args) == 1 {
+		if process := commands()[args[0]]; process != nil {
+			return process(ctx, os.Stdin, out)
+		}
 	}
 	opt, err := parse(args, out)
 	if err != nil {
@@ -81,6 +83,11 @@ func run(ctx context.Context, args []string, out io.Writer) error {
 		err = g.report.writePage(opt.page)
 	}
 	return errors.Join(err, g.close())
+}
+
+// commands make this program one of the processes that it starts.
+func commands() map[string]func(context.Context, io.Reader, io.Writer) error {
+	return map[string]func(context.Context, io.Reader, io.Writer) error{workerCommand: work, waiterCommand: await}
 }
 
 func parse(args []string, out io.Writer) (options, error) {

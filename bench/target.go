@@ -10,7 +10,10 @@ type target struct {
 }
 
 func targets() []target {
-	return []target{distinctKeys(), hotKey(), hotKeyOfProcesses(), transitions(), manyLocks()}
+	return []target{
+		distinctKeys(), hotKey(), hotKeyOfProcesses(), newKeysOfDo(), leftBehind(), repeats(), steps(), transitions(), waiterElsewhere(),
+		manyLocks(), manyKeys(), purgeBesideLoad(),
+	}
 }
 
 func names() (all []string) {
