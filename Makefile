@@ -25,6 +25,7 @@ test: ## lint, then every test with the race detector, on real Postgres servers
 	@$(MAKE) --no-print-directory lint
 	@set -e; for m in $(MODULES); do echo "== test $$m"; \
 		(cd $$m && go test -race -run '^$$' ./... >/dev/null && $(GOTEST) -p 1 ./...); done # built side by side, run one by one
+	@echo "== test allocations"; go test -run '^TestAllocations' ./idem # the race detector makes its own
 
 soak: ## the safety suites at full size, with their figures (DBLOCK_SEED=1 repeats the choices of a run)
 	@scripts/setup.sh postgres race

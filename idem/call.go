@@ -25,6 +25,8 @@ type call[TX any] struct {
 	op    Op // with defaults
 	fp    Fingerprint
 
+	scope, digest any // of the key, as arguments: boxed once, for there is hardly a statement without them
+
 	request []byte // what the function of RunSteps gets, encoded
 
 	began   time.Time
@@ -45,7 +47,9 @@ func newCall[TX any](s *Store[TX], key Key, fp Fingerprint) (*call[TX], error) {
 	if err := fp.check(); err != nil {
 		return nil, err
 	}
-	return &call[TX]{store: s, key: key, op: key.op.resolved(), fp: fp, began: time.Now()}, nil
+	return &call[TX]{
+		store: s, key: key, op: key.op.resolved(), fp: fp, scope: key.scope, digest: key.digest(), began: time.Now(),
+	}, nil
 }
 
 // do executes the key or finds its record.
@@ -78,7 +82,7 @@ func (c *call[TX]) lead(ctx context.Context, t *turn, run handler[TX]) (record, 
 func (c *call[TX]) share(ctx context.Context, t *turn, rec record, err error) {
 	switch {
 	case err == nil || rec.rows > 0:
-		t.answer(rec.forOthers(), nil)
+		t.answer(rec, nil)
 	case c.runs == 0 && ctx.Err() == nil && aboutTheServer(err):
 		t.answer(record{}, err)
 	}
@@ -180,51 +184,46 @@ func sleep(ctx context.Context, most time.Duration) error {
 // transaction ends. And should the lock fail to exclude (two schemas' hashes, an
 // isolation level with an old snapshot), the primary key lets one INSERT commit.
 func (c *call[TX]) attempt(ctx context.Context, t *turn, patience time.Duration, run handler[TX]) (record, error) {
-	var (
-		g   guard
-		rec record
-	)
-	tx, err := c.begin(ctx, patience, &g, &rec)
+	e := &execution[TX]{call: c, turn: t}
+	err := e.begin(ctx, patience)
 	c.leaveServerQueue()
 	if err != nil {
 		return record{}, err
 	}
 	switch {
-	case rec.rows > 0: // also without the lock: a finished key always answers
-		tx.Abandon(ctx)
-		return rec, nil
-	case g.readOnly:
-		tx.Abandon(ctx)
+	case e.found.rows > 0: // also without the lock: a finished key always answers
+		e.tx.Abandon(ctx)
+		return e.found, nil
+	case e.guard.readOnly:
+		e.tx.Abandon(ctx)
 		return record{}, ErrReadOnly
-	case !g.locked:
-		tx.Abandon(ctx)
+	case !e.guard.locked:
+		e.tx.Abandon(ctx)
 		return record{}, ErrInFlight
 	}
 	t.busy()
-	e := &execution[TX]{call: c, turn: t, tx: tx, guard: g, attempt: newAttempt()}
+	e.attempt = newAttempt()
 	return e.run(ctx, run)
 }
 
 // begin is trip one.
-func (c *call[TX]) begin(ctx context.Context, patience time.Duration, g *guard, rec *record) (pg.OwnedTx[TX], error) {
-	stmts := []pg.Stmt{c.guardStmt(g), c.lookupStmt(rec)}
+func (e *execution[TX]) begin(ctx context.Context, patience time.Duration) (err error) {
+	c := e.call
+	stmts := []pg.Stmt{c.guardStmt(&e.guard), c.lookupStmt(&e.found)}
 	if patience > 0 {
 		ctx = pg.WithNetTimeout(ctx, patience+pg.NetTimeout(ctx))
 		stmts = append(c.patientStmts(patience), stmts...)
 	}
-	tx, err := c.store.db.Begin(ctx, c.op.Isolation, stmts...)
+	e.tx, err = c.store.db.Begin(ctx, c.op.Isolation, stmts...)
 	switch pg.Code(err) {
 	case pg.CodeStalePlan, pg.CodeNoSuchStatement:
-		return nil, fmt.Errorf("%w: %w", errStale, err)
+		return fmt.Errorf("%w: %w", errStale, err)
 	case pg.CodeLockTimeout:
 		if patience > 0 {
-			return nil, ErrInFlight
+			return ErrInFlight
 		}
 	}
-	if err != nil {
-		return nil, pg.ExplainSchema(c.store.cfg.Schema, err)
-	}
-	return tx, nil
+	return pg.ExplainSchema(c.store.cfg.Schema, err)
 }
 
 // guard is what trip one learns beside the record.

@@ -71,7 +71,7 @@ var (
 // doTx is the call of DoTx. Why two transactions cannot both execute is said at attempt; the
 // savepoint comes after the key's lock, so that rolling back to it keeps the lock.
 func (c *call[TX]) doTx(ctx context.Context, tx TX, run handler[TX]) (rec record, err error) {
-	inside, frame := c.inside(ctx)
+	frame := c.inside(ctx)
 	leave, err := c.enterTx(frame, tx)
 	if err != nil {
 		return record{}, err
@@ -84,7 +84,7 @@ func (c *call[TX]) doTx(ctx context.Context, tx TX, run handler[TX]) (rec record
 	err = j.tx.RunAll(ctx,
 		pg.Stmt{SQL: sqlGuardTx, Args: []any{c.lock()}, Dest: []any{&j.guard.locked, &j.guard.start, &j.guard.readOnly}},
 		c.lookupStmt(&rec),
-		pg.Stmt{SQL: c.store.sql.xid, Args: []any{c.key.scope, c.key.digest()}, Dest: []any{&j.xid}},
+		pg.Stmt{SQL: c.store.sql.xid, Args: []any{c.scope, c.digest}, Dest: []any{&j.xid}},
 		savepoint)
 	switch {
 	case err != nil:
@@ -96,7 +96,7 @@ func (c *call[TX]) doTx(ctx context.Context, tx TX, run handler[TX]) (rec record
 	case !j.guard.locked:
 		err = ErrInFlight
 	default:
-		return j.execute(ctx, inside, run)
+		return j.execute(ctx, frame, run)
 	}
 	if broken := j.tx.Run(ctx, release); broken != nil {
 		return record{}, j.explain(broken)

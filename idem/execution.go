@@ -20,9 +20,11 @@ type execution[TX any] struct {
 	guard guard       // what the transaction is called by the server, among others
 	step  *txStep[TX] // what is to be stored, if it is not the key's record
 
-	began   time.Time // by our own clock, when the handler was called
-	attempt int64     // in the record: tells our own from somebody else's
-	xid     string    // the transaction's number, on drivers that cannot keep a handler from ending it
+	found   record      // what trip one saw
+	pass    *time.Timer // when this process stops answering for the key
+	began   time.Time   // by our own clock, when the handler was called
+	attempt int64       // in the record: tells our own from somebody else's
+	xid     string      // the transaction's number, on drivers that cannot keep a handler from ending it
 }
 
 // run invokes the handler and commits what it did together with the record.
@@ -41,15 +43,12 @@ func (e *execution[TX]) run(ctx context.Context, fn handler[TX]) (record, error)
 		}
 	}()
 	e.began = time.Now()
-	inside, frame := e.call.inside(ctx)
+	frame := e.call.inside(ctx)
 	defer frame.over.Store(true)
-	hctx, cancel := context.WithTimeoutCause(inside, e.call.op.MaxHandler, ErrHandlerTimeout)
+	hctx, cancel := context.WithTimeoutCause(frame, e.call.op.MaxHandler, ErrHandlerTimeout)
 	defer cancel()
-	defer context.AfterFunc(hctx, func() {
-		if errors.Is(context.Cause(hctx), ErrHandlerTimeout) {
-			e.turn.pass() // a handler that hangs keeps nobody in memory: the server frees its key
-		}
-	})()
+	e.pass = time.AfterFunc(e.call.op.MaxHandler, e.turn.pass) // a handler that hangs keeps nobody in memory: the server frees its key
+	defer e.pass.Stop()
 	if e.step == nil {
 		e.call.runs++
 	}
@@ -82,7 +81,7 @@ func (e *execution[TX]) outlasted() bool {
 // commit ends a run that went well, and sorts out one that only seemed to.
 func (e *execution[TX]) commit(ctx context.Context, result []byte) (record, error) {
 	// Whoever comes while the answer to COMMIT is awaited for long asks the server.
-	defer time.AfterFunc(unanswered, e.turn.pass).Stop()
+	e.pass.Reset(unanswered)
 	err := e.tx.Commit(ctx, e.entry(result))
 	switch {
 	case err == nil:

@@ -12,6 +12,13 @@ const (
 	SQLPurgeLook   = sqlPurgeLook
 )
 
+// The statements of a new key.
+const (
+	SQLGuard  = sqlGuard
+	SQLLookup = sqlLookup
+	SQLInsert = sqlInsert
+)
+
 // MaintainTurn is one turn of a Maintain that has just come, as worker me, and how long it would wait.
 func MaintainTurn[TX any](ctx context.Context, s *Store[TX], me int64) (time.Duration, error) {
 	return (&maintenance[TX]{store: s, me: me}).turn(ctx)

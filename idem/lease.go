@@ -183,7 +183,7 @@ func (l *lease[TX]) take(ctx context.Context) (rec record, err error) {
 	var locked, taken int64
 	tx, err := c.store.db.Begin(tctx, pg.ReadCommitted,
 		pg.Stmt{SQL: c.store.sql.workerBury, Args: []any{l.seen.worker}},
-		pg.Stmt{SQL: c.store.sql.takeLock, Args: []any{c.key.scope, c.key.digest(), l.seen.nonce}, Dest: []any{new(int64)}, Rows: &locked})
+		pg.Stmt{SQL: c.store.sql.takeLock, Args: []any{c.scope, c.digest, l.seen.nonce}, Dest: []any{new(int64)}, Rows: &locked})
 	if err != nil {
 		return record{}, l.passing(err)
 	}
@@ -196,7 +196,7 @@ func (l *lease[TX]) take(ctx context.Context) (rec record, err error) {
 		more = 1
 	}
 	err = tx.RunAll(tctx, pg.Stmt{SQL: c.store.sql.take, Args: []any{
-		c.key.scope, c.key.digest(), l.seen.nonce, l.nonce, l.worker.id, more, c.op.backoff(l.seen.attempts + more).Seconds(),
+		c.scope, c.digest, l.seen.nonce, l.nonce, l.worker.id, more, c.op.backoff(l.seen.attempts + more).Seconds(),
 	}, Rows: &taken}, c.lookupStmt(&rec))
 	switch {
 	case err != nil:
@@ -230,8 +230,8 @@ func (l *lease[TX]) settle(ctx context.Context, lost error) (leaseRow, error) {
 	c := l.call
 	var found int64
 	err := c.store.persist(ctx, &write{key: c.key, insist: true, stmts: []pg.Stmt{
-		{SQL: c.store.sql.resolveLock, Args: []any{c.key.scope, c.key.digest()}, Dest: []any{new(int64)}, Rows: &found},
-		{SQL: c.store.sql.lease, Args: []any{c.key.scope, c.key.digest()}, Dest: l.leaseStmt().Dest, Rows: &l.seen.rows},
+		{SQL: c.store.sql.resolveLock, Args: []any{c.scope, c.digest}, Dest: []any{new(int64)}, Rows: &found},
+		{SQL: c.store.sql.lease, Args: []any{c.scope, c.digest}, Dest: l.leaseStmt().Dest, Rows: &l.seen.rows},
 	}})
 	if err != nil {
 		return leaseRow{}, fmt.Errorf("%w; then: %v", lost, err) //nolint:errorlint // what the last try met is no fact about the outcome
@@ -244,7 +244,7 @@ func (l *lease[TX]) die(ctx context.Context) error {
 	c := l.call
 	var rows int64
 	err := c.store.persist(ctx, &write{key: c.key, stmts: []pg.Stmt{
-		{SQL: c.store.sql.die, Args: []any{c.key.scope, c.key.digest(), l.seen.nonce}, Rows: &rows},
+		{SQL: c.store.sql.die, Args: []any{c.scope, c.digest, l.seen.nonce}, Rows: &rows},
 	}})
 	if err == nil && rows > 0 {
 		c.tell(Died, ErrDead)
@@ -260,7 +260,7 @@ func (l *lease[TX]) die(ctx context.Context) error {
 func (l *lease[TX]) dropStale(ctx context.Context, nonce int64) error {
 	c := l.call
 	return c.store.persist(ctx, &write{key: c.key, insist: true, stmts: []pg.Stmt{
-		{SQL: c.store.sql.dropStale, Args: []any{c.key.scope, c.key.digest(), nonce}},
+		{SQL: c.store.sql.dropStale, Args: []any{c.scope, c.digest, nonce}},
 	}})
 }
 
@@ -271,7 +271,7 @@ func (l *lease[TX]) finish(ctx context.Context, state int64, result []byte) (rec
 	err := c.store.persist(ctx, &write{key: c.key, insist: true, stmts: []pg.Stmt{{
 		SQL: c.store.sql.finish,
 		Args: []any{
-			c.key.scope, c.key.digest(), l.nonce, seconds(c.op.ReplayFor), seconds(c.op.RememberFor), state, result,
+			c.scope, c.digest, l.nonce, seconds(c.op.ReplayFor), seconds(c.op.RememberFor), state, result,
 		},
 		Rows: &rows,
 	}}})
@@ -301,13 +301,13 @@ func (l *lease[TX]) finish(ctx context.Context, state int64, result []byte) (rec
 // as if it had not been asked for.
 func (l *lease[TX]) leave(ctx context.Context, cause error, called int) {
 	c := l.call
-	stmt := pg.Stmt{SQL: c.store.sql.drop, Args: []any{c.key.scope, c.key.digest(), l.nonce}}
+	stmt := pg.Stmt{SQL: c.store.sql.drop, Args: []any{c.scope, c.digest, l.nonce}}
 	if called > 0 || len(l.stored) > 0 || l.completer || l.seen.attempts > 0 {
 		pause := c.op.backoff(l.seen.attempts)
 		if l.completer && l.seen.attempts >= int64(c.op.Attempts) {
 			pause = 0 // the completer's next look finds that it is dead
 		}
-		stmt = pg.Stmt{SQL: c.store.sql.leave, Args: []any{c.key.scope, c.key.digest(), l.nonce, pause.Seconds(), printableError(cause)}}
+		stmt = pg.Stmt{SQL: c.store.sql.leave, Args: []any{c.scope, c.digest, l.nonce, pause.Seconds(), printableError(cause)}}
 	}
 	if err := c.store.persist(ctx, &write{key: c.key, stmts: []pg.Stmt{stmt}, insist: true}); err != nil {
 		l.forget = true
@@ -335,7 +335,7 @@ func (l *lease[TX]) claimStmt(inserted *int64) pg.Stmt {
 	c := l.call
 	return pg.Stmt{SQL: c.store.sql.claim, Args: []any{
 		c.lock(), l.nonce, l.worker.id, c.op.backoff(0).Seconds(), c.fp.version,
-		c.key.scope, c.key.digest(), c.op.Name, c.storedID(), c.fp.sum, c.request,
+		c.scope, c.digest, c.op.Name, c.storedID(), c.fp.sum, c.request,
 	}, Dest: []any{&l.seen.createdAt}, Rows: inserted}
 }
 
@@ -343,7 +343,7 @@ func (l *lease[TX]) leaseStmt() pg.Stmt {
 	c, s := l.call, &l.seen
 	*s = leaseRow{}
 	return pg.Stmt{
-		SQL: c.store.sql.lease, Args: []any{c.key.scope, c.key.digest()},
+		SQL: c.store.sql.lease, Args: []any{c.scope, c.digest},
 		Dest: []any{&s.nonce, &s.worker, &s.state, &s.attempts, &s.fpVersion, &s.fp, &s.createdAt, &s.request, &s.alive},
 		Rows: &s.rows,
 	}

@@ -11,8 +11,9 @@ import (
 
 type handlerKey struct{}
 
-// frame is in the ctx of a handler, and says which keys are being executed around it.
+// frame is in the ctx of a handler, and says which keys are being executed around it. It is that ctx itself.
 type frame struct {
+	context.Context
 	outer    *frame
 	key      Key
 	store    any // two stores may have one key in two databases
@@ -22,9 +23,16 @@ type frame struct {
 }
 
 // inside is ctx for this call's handler, until the frame is over.
-func (c *call[TX]) inside(ctx context.Context) (context.Context, *frame) {
-	f := &frame{outer: handlerOf(ctx), key: c.key, store: c.store, identity: c.key.identity(c.store.cfg.Schema)}
-	return context.WithValue(ctx, handlerKey{}, f), f
+func (c *call[TX]) inside(ctx context.Context) *frame {
+	return &frame{Context: ctx, outer: handlerOf(ctx), key: c.key, store: c.store, identity: c.key.identity(c.store.cfg.Schema)}
+}
+
+// Value implements context.Context.
+func (f *frame) Value(key any) any {
+	if key == (handlerKey{}) {
+		return f
+	}
+	return f.Context.Value(key)
 }
 
 // handlerOf is the innermost handler at work that ctx belongs to, or nil.

@@ -139,6 +139,9 @@ func (t *turn) answer(rec record, err error) {
 	}
 	t.over = true
 	delete(t.queue.lines, t.key)
+	if len(t.line.followers) > 0 {
+		rec = rec.forOthers()
+	}
 	for _, f := range t.line.followers {
 		f.word <- verdict{rec: rec, err: err}
 	}

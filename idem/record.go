@@ -32,7 +32,7 @@ type record struct {
 
 func (c *call[TX]) lookupStmt(r *record) pg.Stmt {
 	return pg.Stmt{
-		SQL: c.store.sql.lookup, Args: []any{c.key.scope, c.key.digest()},
+		SQL: c.store.sql.lookup, Args: []any{c.scope, c.digest},
 		Dest: []any{&r.attempt, &r.state, &r.fpVersion, &r.fp, &r.createdAt, &r.kept, &r.result},
 		Rows: &r.rows,
 	}

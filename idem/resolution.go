@@ -95,7 +95,7 @@ func (c *call[TX]) resolve(ctx context.Context, r Resolution, data []byte) error
 			SQL: sqlLockTimeout, Args: []any{strconv.FormatInt(resolveWait.Milliseconds(), 10), c.server.checkInterval},
 			Dest: []any{new(string), new(string), new(string), new(bool)},
 		},
-		pg.Stmt{SQL: c.store.sql.resolveLock, Args: []any{c.key.scope, c.key.digest()}, Dest: []any{new(int64)}, Rows: new(int64)})
+		pg.Stmt{SQL: c.store.sql.resolveLock, Args: []any{c.scope, c.digest}, Dest: []any{new(int64)}, Rows: new(int64)})
 	if pg.Code(err) == pg.CodeLockTimeout {
 		return ErrInFlight
 	}
@@ -140,14 +140,14 @@ func (c *call[TX]) decide(ctx context.Context, tx pg.TxQuerier, l *lease[TX], r 
 	}
 	last := []pg.Stmt{
 		{SQL: c.store.sql.workerBury, Args: []any{l.seen.worker}},
-		{SQL: c.store.sql.revive, Args: []any{c.key.scope, c.key.digest(), l.seen.nonce, l.nonce}},
+		{SQL: c.store.sql.revive, Args: []any{c.scope, c.digest, l.seen.nonce, l.nonce}},
 		{SQL: c.store.sql.resolution, Args: []any{
-			round, int64(r.Outcome), c.key.scope, c.key.digest(), c.op.Name, c.storedID(), r.Step, r.Actor, r.Reason, data,
+			round, int64(r.Outcome), c.scope, c.digest, c.op.Name, c.storedID(), r.Step, r.Actor, r.Reason, data,
 		}},
 	}
 	if r.Refuse {
 		last = append(last, pg.Stmt{SQL: c.store.sql.finish, Args: []any{
-			c.key.scope, c.key.digest(), l.nonce, seconds(c.op.ReplayFor), seconds(c.op.RememberFor), stateRefused, packRefusal(r.Reason, nil),
+			c.scope, c.digest, l.nonce, seconds(c.op.ReplayFor), seconds(c.op.RememberFor), stateRefused, packRefusal(r.Reason, nil),
 		}})
 	}
 	return last, nil
@@ -162,7 +162,7 @@ func (c *call[TX]) decideStep(ctx context.Context, tx pg.TxQuerier, r Resolution
 		}
 		var rows int64
 		err := tx.Run(ctx, pg.Stmt{
-			SQL: c.store.sql.resolveStep, Args: []any{c.key.scope, c.key.digest(), r.Step, state, more, data},
+			SQL: c.store.sql.resolveStep, Args: []any{c.scope, c.digest, r.Step, state, more, data},
 			Dest: []any{&round}, Rows: &rows,
 		})
 		if err != nil {
@@ -172,7 +172,7 @@ func (c *call[TX]) decideStep(ctx context.Context, tx pg.TxQuerier, r Resolution
 			return 0, "", fmt.Errorf("%w: it has no step %q of unknown outcome", ErrNotStuck, pg.Printable(r.Step))
 		}
 	}
-	for scan, err := range tx.Query(ctx, c.store.sql.steps, c.key.scope, c.key.digest()) {
+	for scan, err := range tx.Query(ctx, c.store.sql.steps, c.scope, c.digest) {
 		if err != nil {
 			return 0, "", c.explain(err)
 		}

@@ -48,7 +48,7 @@ func (s *Store[TX]) SeenTx(ctx context.Context, tx TX, key Key) (seen bool, err 
 // until its transaction ends. So the INSERT waits for nobody, and a record in its way is committed,
 // or our own.
 func (c *call[TX]) seen(ctx context.Context, handle TX) (rec record, err error) {
-	_, frame := c.inside(ctx)
+	frame := c.inside(ctx)
 	leave, err := c.enterTx(frame, handle)
 	if err != nil {
 		return record{}, err
@@ -63,7 +63,7 @@ func (c *call[TX]) seen(ctx context.Context, handle TX) (rec record, err error) 
 		SQL: c.store.sql.seen,
 		Args: []any{
 			c.lock(), newAttempt(), seconds(c.op.ReplayFor), seconds(c.op.RememberFor), stateDone, fpNone,
-			c.key.scope, c.key.digest(), c.op.Name, c.storedID(),
+			c.scope, c.digest, c.op.Name, c.storedID(),
 		},
 		Rows: &inserted,
 	}

@@ -71,7 +71,7 @@ func (c *call[TX]) storeSettled(ctx context.Context, q pg.Querier, attempt, stat
 		SQL: c.store.sql.insertSettled,
 		Args: []any{
 			attempt, replay, remember, state, c.fp.version,
-			c.key.scope, c.key.digest(), c.op.Name, c.storedID(), c.fp.sum, data,
+			c.scope, c.digest, c.op.Name, c.storedID(), c.fp.sum, data,
 		},
 		Dest: []any{&at}, Rows: &rows,
 	})
@@ -89,7 +89,7 @@ func (c *call[TX]) storedID() *string {
 func (c *call[TX]) insertStmt(attempt, state int64, start time.Time, result []byte) pg.Stmt {
 	return pg.Stmt{SQL: c.store.sql.insert, Args: []any{
 		attempt, start, seconds(c.op.ReplayFor), seconds(c.op.RememberFor), state,
-		c.fp.version, c.key.scope, c.key.digest(), c.op.Name, c.storedID(), c.fp.sum, result,
+		c.fp.version, c.scope, c.digest, c.op.Name, c.storedID(), c.fp.sum, result,
 	}}
 }
 

@@ -206,7 +206,7 @@ func (r *Run[TX]) store(ctx context.Context, ord int64, name string, state, roun
 	var rows int64
 	err := c.store.persist(ctx, &write{key: c.key, insist: true, stmts: []pg.Stmt{{
 		SQL:  c.store.sql.store,
-		Args: []any{c.key.scope, c.key.digest(), r.lease.nonce, ord, name, state, round, data},
+		Args: []any{c.scope, c.digest, r.lease.nonce, ord, name, state, round, data},
 		Rows: &rows,
 	}}})
 	if err == nil && rows == 0 {

@@ -119,11 +119,11 @@ func (l *lease[TX]) run(ctx context.Context, fn stepsHandler[TX]) (rec record, e
 			l.leave(ctx, errPanicked, r.called)
 		}
 	}()
-	inside, frame := c.inside(l.ctx)
+	frame := c.inside(l.ctx)
 	frame.outside = true
 	defer frame.over.Store(true)
 	c.runs++
-	result, err := fn(inside, r)
+	result, err := fn(frame, r)
 	returned = true
 	frame.over.Store(true)
 	r.end()

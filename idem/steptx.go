@@ -122,12 +122,12 @@ func (s *txStep[TX]) attempt(ctx context.Context, fn handler[TX]) error {
 
 func (s *txStep[TX]) ownStmt(mine *int64) pg.Stmt {
 	c := s.run.call
-	return pg.Stmt{SQL: c.store.sql.own, Args: []any{c.key.scope, c.key.digest(), s.run.lease.nonce}, Dest: []any{new(int64)}, Rows: mine}
+	return pg.Stmt{SQL: c.store.sql.own, Args: []any{c.scope, c.digest, s.run.lease.nonce}, Dest: []any{new(int64)}, Rows: mine}
 }
 
 func (s *txStep[TX]) storeStmt(start time.Time, result []byte) pg.Stmt {
 	c := s.run.call
-	return pg.Stmt{SQL: c.store.sql.storeTx, Args: []any{c.key.scope, c.key.digest(), s.ord, s.name, s.round, start, result}}
+	return pg.Stmt{SQL: c.store.sql.storeTx, Args: []any{c.scope, c.digest, s.ord, s.name, s.round, start, result}}
 }
 
 // blocked marks a step whose function has ended its transaction, and is the error of it.
@@ -178,7 +178,7 @@ func (s *txStep[TX]) look(ctx context.Context) (mine, state int64, err error) {
 			Dest: []any{new(string), new(string), new(string), &standby},
 		},
 		s.ownStmt(&mine),
-		pg.Stmt{SQL: c.store.sql.step, Args: []any{c.key.scope, c.key.digest(), s.ord}, Dest: []any{&state}, Rows: &rows})
+		pg.Stmt{SQL: c.store.sql.step, Args: []any{c.scope, c.digest, s.ord}, Dest: []any{&state}, Rows: &rows})
 	if err != nil {
 		return 0, 0, err
 	}

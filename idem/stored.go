@@ -50,7 +50,7 @@ func (c *call[TX]) storedSteps(ctx context.Context) (steps []storedStep, err err
 }
 
 func (c *call[TX]) queryStoredSteps(ctx context.Context) (steps []storedStep, err error) {
-	for scan, err := range c.store.db.Pool().Query(ctx, c.store.sql.steps, c.key.scope, c.key.digest()) {
+	for scan, err := range c.store.db.Pool().Query(ctx, c.store.sql.steps, c.scope, c.digest) {
 		if err != nil {
 			return nil, err
 		}

@@ -138,9 +138,7 @@ func (s *session) runAll(stmts []pg.Stmt) error {
 	if len(stmts) == 1 {
 		return run(s.bare, s.conn, stmts[0])
 	}
-	var b pgx.Batch
-	queue(&b, stmts)
-	return mapError(s.conn.SendBatch(s.bare, &b).Close())
+	return sendAll(s.bare, s.conn, stmts)
 }
 
 func (s *session) Socket() syscall.RawConn { return pgerr.Socket(s.conn) }

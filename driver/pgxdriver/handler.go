@@ -59,14 +59,17 @@ func (l *life) end(limit time.Duration) bool {
 
 func (l *life) over() bool { return l.ended.Load() }
 
-func (l *life) use() (done func(), err error) {
+// use lets a statement begin; done ends it.
+func (l *life) use() error {
 	l.mu.RLock()
 	if l.over() {
 		l.mu.RUnlock()
-		return nil, errOver
+		return errOver
 	}
-	return l.mu.RUnlock, nil
+	return nil
 }
+
+func (l *life) done() { l.mu.RUnlock() }
 
 // handlerTx is the pgx.Tx that a handler gets. It is a real pgx transaction in
 // all but two points: the outermost one refuses Commit and Rollback, and all of
@@ -83,11 +86,10 @@ type handlerTx struct {
 var _ pgx.Tx = (*handlerTx)(nil)
 
 func (h *handlerTx) Begin(ctx context.Context) (pgx.Tx, error) {
-	done, err := h.life.use()
-	if err != nil {
+	if err := h.life.use(); err != nil {
 		return nil, err
 	}
-	defer done()
+	defer h.life.done()
 	tx, err := h.tx.Begin(ctx)
 	if err != nil {
 		return nil, err
@@ -100,11 +102,10 @@ func (h *handlerTx) Rollback(ctx context.Context) error { return h.finish(ctx, p
 
 // finish ends a savepoint, and refuses to end the transaction itself.
 func (h *handlerTx) finish(ctx context.Context, end func(pgx.Tx, context.Context) error) error {
-	done, err := h.life.use()
-	if err != nil {
+	if err := h.life.use(); err != nil {
 		return err
 	}
-	defer done()
+	defer h.life.done()
 	if !h.nested {
 		return errOwned
 	}
@@ -112,50 +113,45 @@ func (h *handlerTx) finish(ctx context.Context, end func(pgx.Tx, context.Context
 }
 
 func (h *handlerTx) CopyFrom(ctx context.Context, table pgx.Identifier, cols []string, src pgx.CopyFromSource) (int64, error) {
-	done, err := h.life.use()
-	if err != nil {
+	if err := h.life.use(); err != nil {
 		return 0, err
 	}
-	defer done()
+	defer h.life.done()
 	return h.tx.CopyFrom(ctx, table, cols, src)
 }
 
 func (h *handlerTx) SendBatch(ctx context.Context, b *pgx.Batch) pgx.BatchResults {
-	done, err := h.life.use()
-	if err != nil {
+	if err := h.life.use(); err != nil {
 		return pgx.FailedBatchResults(b, err)
 	}
-	defer done()
+	defer h.life.done()
 	return h.tx.SendBatch(ctx, b)
 }
 
 func (h *handlerTx) LargeObjects() pgx.LargeObjects {
-	done, err := h.life.use()
-	if err != nil {
+	if err := h.life.use(); err != nil {
 		var b pgx.Batch
 		b.BeginTx(pgx.TxOptions{})
 		return pgx.FailedBatchResults(&b, err).Tx().LargeObjects() // of a transaction that is closed
 	}
-	defer done()
+	defer h.life.done()
 	h.life.largeObjects.Store(true)
 	return h.tx.LargeObjects()
 }
 
 func (h *handlerTx) Prepare(ctx context.Context, name, sql string) (*pgconn.StatementDescription, error) {
-	done, err := h.life.use()
-	if err != nil {
+	if err := h.life.use(); err != nil {
 		return nil, err
 	}
-	defer done()
+	defer h.life.done()
 	return h.tx.Prepare(ctx, name, sql)
 }
 
 func (h *handlerTx) Exec(ctx context.Context, sql string, args ...any) (pgconn.CommandTag, error) {
-	done, err := h.life.use()
-	if err != nil {
+	if err := h.life.use(); err != nil {
 		return pgconn.CommandTag{}, err
 	}
-	defer done()
+	defer h.life.done()
 	tag, err := h.tx.Exec(ctx, sql, args...)
 	if err == nil && tag.String() == "COMMIT" {
 		h.life.committed.Store(true)
@@ -164,20 +160,18 @@ func (h *handlerTx) Exec(ctx context.Context, sql string, args ...any) (pgconn.C
 }
 
 func (h *handlerTx) Query(ctx context.Context, sql string, args ...any) (pgx.Rows, error) {
-	done, err := h.life.use()
-	if err != nil {
+	if err := h.life.use(); err != nil {
 		return pgx.FailedBatchResults(&pgx.Batch{}, err).Query() //nolint:sqlclosecheck // the caller's, as with pgx itself
 	}
-	defer done()
+	defer h.life.done()
 	return h.tx.Query(ctx, sql, args...) //nolint:sqlclosecheck // the caller's, as with pgx itself
 }
 
 func (h *handlerTx) QueryRow(ctx context.Context, sql string, args ...any) pgx.Row {
-	done, err := h.life.use()
-	if err != nil {
+	if err := h.life.use(); err != nil {
 		return pgx.FailedBatchResults(&pgx.Batch{}, err).QueryRow()
 	}
-	defer done()
+	defer h.life.done()
 	return h.tx.QueryRow(ctx, sql, args...)
 }
 

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"iter"
+	"os"
 
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
@@ -33,11 +34,11 @@ func run(ctx context.Context, q queryer, s pg.Stmt) error {
 	if err != nil {
 		return mapError(err)
 	}
-	return mapError(scanFirst(rows, s))
+	return mapError(scanFirst(rows, &s))
 }
 
 // scanFirst reads the first row into s.Dest and closes rows.
-func scanFirst(rows pgx.Rows, s pg.Stmt) error {
+func scanFirst(rows pgx.Rows, s *pg.Stmt) error {
 	defer rows.Close()
 	var n int64
 	if rows.Next() {
@@ -78,20 +79,53 @@ func query(ctx context.Context, q queryer, sql string, args []any) iter.Seq2[pg.
 	}
 }
 
+// batch is an empty one with room for the statements and some more.
+func batch(more int, stmts []pg.Stmt) *pgx.Batch {
+	return &pgx.Batch{QueuedQueries: make([]*pgx.QueuedQuery, 0, len(stmts)+more)}
+}
+
 // queue adds the statements to a batch.
 func queue(b *pgx.Batch, stmts []pg.Stmt) {
-	for _, s := range stmts {
-		qq := b.Queue(s.SQL, s.Args...)
-		switch {
-		case s.Dest != nil:
-			qq.Query(func(rows pgx.Rows) error { return scanFirst(rows, s) })
-		case s.Rows != nil:
-			qq.Exec(func(tag pgconn.CommandTag) error {
-				*s.Rows = tag.RowsAffected()
-				return nil
-			})
+	for i := range stmts {
+		b.Queue(stmts[i].SQL, stmts[i].Args...)
+	}
+}
+
+// receive takes in the results of statements that were queued, up to the first error. The batch has to be closed after it.
+func receive(br pgx.BatchResults, stmts []pg.Stmt) error {
+	for i := range stmts {
+		s := &stmts[i]
+		if s.Dest != nil {
+			rows, err := br.Query()
+			if err == nil {
+				err = scanFirst(rows, s)
+			}
+			if err != nil {
+				return err
+			}
+			continue
+		}
+		tag, err := br.Exec()
+		if err != nil {
+			return err
+		}
+		if s.Rows != nil {
+			*s.Rows = tag.RowsAffected()
 		}
 	}
+	return nil
+}
+
+// sendAll sends the statements as one batch.
+func sendAll(ctx context.Context, q interface {
+	SendBatch(ctx context.Context, b *pgx.Batch) pgx.BatchResults
+}, stmts []pg.Stmt,
+) error {
+	b := batch(0, stmts)
+	queue(b, stmts)
+	br := q.SendBatch(ctx, b)
+	err := receive(br, stmts)
+	return mapError(cmp.Or(err, br.Close()))
 }
 
 // oneTrip is a connection on which a statement that is alone is described and executed as the same statement, also
@@ -155,13 +189,16 @@ func (q poolQuerier) Run(ctx context.Context, s pg.Stmt) error {
 	if err != nil {
 		return err
 	}
-	tctx, cancel := context.WithTimeout(ctx, pg.NetTimeout(ctx))
-	defer cancel()
-	pgerr.WithoutCancel(conn.Conn(), func() { err = run(tctx, oneTrip{conn.Conn()}, s) })
+	limit(ctx, conn)
+	pgerr.WithoutCancel(conn.Conn(), func() { err = run(ctx, oneTrip{conn.Conn()}, s) })
 	if conn.Conn().IsClosed() {
 		discard(ctx, conn)
+		if errors.Is(err, os.ErrDeadlineExceeded) {
+			err = fmt.Errorf("%w: %w", context.DeadlineExceeded, err)
+		}
 		return err
 	}
+	unlimit(conn)
 	conn.Release()
 	return err
 }
@@ -187,9 +224,7 @@ func (q txQuerier) Query(ctx context.Context, sql string, args ...any) iter.Seq2
 }
 
 func (q txQuerier) RunAll(ctx context.Context, stmts ...pg.Stmt) error {
-	var b pgx.Batch
-	queue(&b, stmts)
-	return mapError(q.tx.SendBatch(ctx, &b).Close())
+	return sendAll(ctx, q.tx, stmts)
 }
 
 var _ pg.Canceler = txQuerier{}

@@ -1,9 +1,12 @@
 package pgxdriver
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
+	"os"
+	"time"
 
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
@@ -16,7 +19,8 @@ import (
 type ownedTx struct {
 	txQuerier
 	conn   *pgxpool.Conn // nil once it has gone back to the pool or been closed
-	handle *handlerTx
+	handle handlerTx
+	life   life // of handle and all that is made from it
 }
 
 // Begin implements the seam. BEGIN and the first statements are one pipelined
@@ -48,29 +52,33 @@ func (d *Driver) begin(ctx context.Context, level pg.Isolation, first []pg.Stmt)
 	if err != nil {
 		return nil, err
 	}
-	tctx, cancel := pg.TripContext(ctx) // begins with the trip, not with the wait for the connection
-	defer cancel()
 	socket := conn.Conn().PgConn().Conn() // taken now: conn may be given up while the next line's func runs
 	giveUp := context.AfterFunc(ctx, func() { _ = socket.Close() })
 
-	var b pgx.Batch
+	b := batch(1, first)
 	b.BeginTx(pgx.TxOptions{IsoLevel: pgx.TxIsoLevel(level)})
-	queue(&b, first)
-	br := conn.SendBatch(tctx, &b)
-	err = br.Close()
-	tx := br.Tx()
+	queue(b, first)
+	limit(ctx, conn) // begins with the trip, not with the wait for the connection
+	br := conn.SendBatch(context.WithoutCancel(ctx), b)
+	_, err = br.Exec()
+	if err == nil {
+		err = receive(br, first)
+	}
+	err = cmp.Or(err, br.Close())
 	if !giveUp() { // the ctx ended first: the socket is closed or about to be
 		discard(ctx, conn)
 		return nil, context.Cause(ctx)
 	}
-	o := &ownedTx{txQuerier: txQuerier{tx}, conn: conn, handle: &handlerTx{tx: tx, life: &life{}}}
+	unlimit(conn)
+	o := &ownedTx{txQuerier: txQuerier{br.Tx()}, conn: conn}
+	o.handle = handlerTx{tx: o.tx, life: &o.life}
 	if err == nil {
 		return o, nil
 	}
 	lost := conn.Conn().IsClosed()
 	o.Rollback(ctx)
 	switch err = mapError(err); {
-	case tctx.Err() != nil && !pg.Rejected(err):
+	case errors.Is(err, os.ErrDeadlineExceeded):
 		return nil, fmt.Errorf("%w: no answer to BEGIN: %w", pg.ErrUnavailable, err)
 	case lost:
 		return nil, fmt.Errorf("%w: %w", pg.ErrTxLost, err)
@@ -78,15 +86,15 @@ func (d *Driver) begin(ctx context.Context, level pg.Isolation, first []pg.Stmt)
 	return nil, err
 }
 
-func (o *ownedTx) Handle() pgx.Tx { return o.handle }
+func (o *ownedTx) Handle() pgx.Tx { return &o.handle }
 
 // Reclaim implements the seam. A statement of a goroutine that outlived its handler is
 // waited for, but not for ever: then its socket is closed under it.
 func (o *ownedTx) Reclaim(ctx context.Context) {
-	if o.handle.life.over() || o.conn == nil {
+	if o.life.over() || o.conn == nil {
 		return
 	}
-	if o.handle.life.end(pg.NetTimeout(ctx)) {
+	if o.life.end(pg.NetTimeout(ctx)) {
 		return
 	}
 	closeNow(o.conn.Hijack()) // nothing else of it may be touched: the goroutine still does
@@ -96,7 +104,7 @@ func (o *ownedTx) Reclaim(ctx context.Context) {
 // Status implements the seam. A handler's own COMMIT is remembered: it may have begun another
 // transaction since, and broken that one.
 func (o *ownedTx) Status() pg.TxStatus {
-	if o.handle.life.committed.Load() {
+	if o.life.committed.Load() {
 		return pg.TxIdle
 	}
 	if o.conn == nil {
@@ -117,7 +125,7 @@ func (o *ownedTx) Run(ctx context.Context, s pg.Stmt) error {
 func (o *ownedTx) Commit(ctx context.Context, last ...pg.Stmt) error {
 	o.Reclaim(ctx)
 	defer o.Rollback(ctx) // does nothing once the connection is gone
-	if o.handle.life.committed.Load() {
+	if o.life.committed.Load() {
 		return pg.ErrTxEnded
 	}
 	if o.conn == nil {
@@ -131,29 +139,32 @@ func (o *ownedTx) Commit(ctx context.Context, last ...pg.Stmt) error {
 	case pc.TxStatus() == 'I':
 		return pg.ErrTxEnded
 	}
-	tctx, cancel := pg.TripContext(ctx)
-	defer cancel()
-	if o.handle.life.largeObjects.Load() {
-		return o.commitInTwo(tctx, last)
+	if o.life.largeObjects.Load() {
+		return o.commitInTwo(ctx, last)
 	}
-	var b pgx.Batch
-	queue(&b, last)
-	var tag string
-	b.Queue("commit").Exec(func(t pgconn.CommandTag) error {
-		tag = t.String()
-		return nil
-	})
+	limit(ctx, o.conn)
+	b := batch(1, last)
+	queue(b, last)
+	b.Queue("commit")
 	// pgx can tell that an error came before anything was sent, but not in every mode that it
 	// came before the last of several statements was answered. So whatever is not the
 	// server's refusal counts as unknown.
+	var tag pgconn.CommandTag
 	var err error
-	pgerr.WithoutCancel(o.conn.Conn(), func() { err = o.conn.SendBatch(tctx, &b).Close() })
+	pgerr.WithoutCancel(o.conn.Conn(), func() {
+		br := o.conn.SendBatch(context.WithoutCancel(ctx), b)
+		if err = receive(br, last); err == nil {
+			tag, err = br.Exec()
+		}
+		err = cmp.Or(err, br.Close())
+	})
+	unlimit(o.conn)
 	switch {
 	case err != nil:
 		return pg.CommitError(mapError(err))
-	case tag == "ROLLBACK": // the answer to COMMIT of a failed transaction
+	case tag.String() == "ROLLBACK": // the answer to COMMIT of a failed transaction
 		return fmt.Errorf("%w: the server answered COMMIT with ROLLBACK", pg.ErrTxLost)
-	case tag != "COMMIT":
+	case tag.String() != "COMMIT":
 		return fmt.Errorf("%w: the server answered COMMIT with %q", pg.ErrOutcomeUnknown, tag)
 	}
 	o.release()
@@ -164,6 +175,8 @@ func (o *ownedTx) Commit(ctx context.Context, last ...pg.Stmt) error {
 // objects: their handle keeps hold of pgx's own transaction, which only its own
 // Commit closes. Otherwise a leaked one would reach a pooled connection.
 func (o *ownedTx) commitInTwo(ctx context.Context, last []pg.Stmt) error {
+	ctx, cancel := pg.TripContext(ctx)
+	defer cancel()
 	if err := o.RunAll(ctx, last...); err != nil {
 		if pg.Rejected(err) {
 			return err
@@ -205,6 +218,19 @@ func (o *ownedTx) Rollback(ctx context.Context) {
 
 // Abandon implements the seam.
 func (o *ownedTx) Abandon(ctx context.Context) { go o.Rollback(ctx) }
+
+// limit ends a trip after [pg.NetTimeout], by the deadline of its socket. A ctx with a timer, and pgx's watch over
+// it, would do the same and cost a dozen allocations. unlimit must follow.
+func limit(ctx context.Context, conn *pgxpool.Conn) {
+	_ = conn.Conn().PgConn().Conn().SetDeadline(time.Now().Add(pg.NetTimeout(ctx)))
+}
+
+// unlimit lets a connection that is still good live on. One that is not is being closed by pgx, within a limit of its own.
+func unlimit(conn *pgxpool.Conn) {
+	if c := conn.Conn(); !c.IsClosed() {
+		_ = c.PgConn().Conn().SetDeadline(time.Time{})
+	}
+}
 
 func (o *ownedTx) release() {
 	o.conn.Release()
