@@ -342,7 +342,8 @@ func stepsLeaseLost[TX any](t *testing.T, c Client[TX]) {
 func stepsHeartbeatFindsLoss[TX any](t *testing.T, c Client[TX]) {
 	db := pgtest.New(t)
 	db.Exec(t, effects)
-	b := at(t, c, db, c.Open(t, db, 2), &idem.Config{Lease: time.Second})
+	pool := c.Open(t, db, 2)
+	b, next := at(t, c, db, pool, &idem.Config{Lease: time.Second}), at(t, c, db, pool, nil)
 	_, err := b.run(t.Context(), "r1", func(ctx context.Context, run *idem.Run[TX], _ remittance) (string, error) {
 		return idem.Step(ctx, run, "pay", func(ctx context.Context, _ string) (string, error) {
 			b.expire()
@@ -351,7 +352,7 @@ func stepsHeartbeatFindsLoss[TX any](t *testing.T, c Client[TX]) {
 		})
 	})
 	wantErr(t, err, idem.ErrLeaseLost)
-	res, err := b.run(t.Context(), "r1", b.remitsFrom(&bank{}))
+	res, err := next.run(t.Context(), "r1", next.remitsFrom(&bank{}))
 	noErr(t, err)
 	if res.Replayed {
 		t.Errorf("got %+v", res)
