@@ -7,12 +7,9 @@ import (
 	"fmt"
 	"testing"
 
-	"github.com/jackc/pgx/v5/pgxpool"
 	"github.com/pgonce/pgonce/dblock"
 	"github.com/pgonce/pgonce/driver/pgxdriver"
-	"github.com/pgonce/pgonce/internal/localpg"
 	"github.com/pgonce/pgonce/internal/pgtest"
-	"github.com/pgonce/pgonce/migrations"
 )
 
 // A free key costs one round trip and one commit to take, and the same to give back; a busy one a round trip and nothing else.
@@ -70,39 +67,12 @@ func TestLeaseRoundTrips(t *testing.T) {
 // LockTx; heartbeats are HOT, and leave the index alone.
 func TestLeaseWrites(t *testing.T) {
 	t.Parallel()
-	pgtest.New(t)
-	server, err := localpg.Start(&localpg.Config{Settings: map[string]string{
-		"autovacuum": "off", "wal_level": "minimal", "max_wal_senders": "0", "full_page_writes": "off", "checkpoint_timeout": "1h",
-	}})
-	if err != nil {
-		t.Fatal(err)
-	}
-	pool, err := pgxpool.New(t.Context(), server.URL("postgres"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		pool.Close()
-		if err := server.Stop(); err != nil {
-			t.Error(err)
-		}
-	})
-	if _, err := migrations.UpPool(t.Context(), pool, nil); err != nil {
-		t.Fatal(err)
-	}
-	number := func(sql string) (n int64) {
-		t.Helper()
-		if err := pool.QueryRow(t.Context(), sql).Scan(&n); err != nil {
-			t.Fatal(err)
-		}
-		return n
-	}
+	pool := pgtest.Quiet(t)
 	wal := func(fn func()) (bytes, xids int64) {
 		t.Helper()
-		const lsn, xid = `SELECT (pg_current_wal_insert_lsn() - '0/0')::bigint`, `SELECT pg_snapshot_xmax(pg_current_snapshot())::text::bigint`
-		b, x := number(lsn), number(xid)
+		b, x := pgtest.WAL(t, pool), pgtest.XIDs(t, pool)
 		fn()
-		return number(lsn) - b, number(xid) - x
+		return pgtest.WAL(t, pool) - b, pgtest.XIDs(t, pool) - x
 	}
 	a, c := leasesOf(t, pgxdriver.New(pool), quiet), leasesOf(t, pgxdriver.New(pool), quiet)
 	const n = 200
@@ -140,9 +110,9 @@ func TestLeaseWrites(t *testing.T) {
 	release(t, l)
 	pool.Reset() // a backend reports its last figures when it ends
 	pgtest.Eventually(t, "the statistics are in", func() bool {
-		return number(`SELECT n_tup_upd FROM pg_stat_user_tables WHERE relname = 'lease'`) >= n
+		return pgtest.Number(t, pool, `SELECT n_tup_upd FROM pg_stat_user_tables WHERE relname = 'lease'`) >= n
 	})
-	updates, hot := number(`SELECT n_tup_upd FROM pg_stat_user_tables WHERE relname = 'lease'`), number(`SELECT n_tup_hot_upd FROM pg_stat_user_tables WHERE relname = 'lease'`)
+	updates, hot := pgtest.Number(t, pool, `SELECT n_tup_upd FROM pg_stat_user_tables WHERE relname = 'lease'`), pgtest.Number(t, pool, `SELECT n_tup_hot_upd FROM pg_stat_user_tables WHERE relname = 'lease'`)
 	if updates != n || hot != n {
 		t.Errorf("%d heartbeats, %d updates, %d of them HOT", n, updates, hot)
 	}

@@ -16,9 +16,7 @@ import (
 	"github.com/pgonce/pgonce/driver/pgxdriver"
 	"github.com/pgonce/pgonce/driver/sqldriver"
 	"github.com/pgonce/pgonce/idem"
-	"github.com/pgonce/pgonce/internal/localpg"
 	"github.com/pgonce/pgonce/internal/pgtest"
-	"github.com/pgonce/pgonce/migrations"
 )
 
 var refund = idem.Op{Name: "refund.create"}
@@ -255,25 +253,7 @@ func TestRoundTripsOnDatabaseSQL(t *testing.T) {
 // What keys leave behind, on a server that writes no WAL but ours.
 func TestWALAndGarbage(t *testing.T) {
 	t.Parallel()
-	server, err := localpg.Start(&localpg.Config{Settings: map[string]string{
-		"autovacuum": "off", "wal_level": "minimal", "max_wal_senders": "0", "full_page_writes": "off", "checkpoint_timeout": "1h",
-	}})
-	if err != nil {
-		t.Fatal(err)
-	}
-	pool, err := pgxpool.New(t.Context(), server.URL("postgres"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		pool.Close()
-		if err := server.Stop(); err != nil {
-			t.Error(err)
-		}
-	})
-	if _, err := migrations.UpPool(t.Context(), pool, nil); err != nil {
-		t.Fatal(err)
-	}
+	pool := pgtest.Quiet(t)
 	if _, err := pool.Exec(t.Context(), effects); err != nil {
 		t.Fatal(err)
 	}
@@ -293,18 +273,18 @@ func TestWALAndGarbage(t *testing.T) {
 	hidden, clear := newStore(t, pool, &idem.Config{HideIDs: true}), newStore(t, pool, nil)
 	do(hidden, idem.Op{Name: "warm-up"})(0)
 
-	bare := walPerOp(t, pool, func(int) { bareTransaction(t, pool) })
-	newHidden := walPerOp(t, pool, do(hidden, idem.Op{Name: "refund.hidden"})) - bare
-	newClear := walPerOp(t, pool, do(clear, idem.Op{Name: "refund.create"})) - bare
-	xids := number(t, pool, `SELECT pg_snapshot_xmax(pg_current_snapshot())::text::bigint`)
-	repeat := walPerOp(t, pool, do(clear, idem.Op{Name: "refund.create"}))
-	lookup := walPerOp(t, pool, func(i int) {
+	bare := walPerOp(t, pool, n, func(int) { bareTransaction(t, pool) })
+	newHidden := walPerOp(t, pool, n, do(hidden, idem.Op{Name: "refund.hidden"})) - bare
+	newClear := walPerOp(t, pool, n, do(clear, idem.Op{Name: "refund.create"})) - bare
+	xids := pgtest.XIDs(t, pool)
+	repeat := walPerOp(t, pool, n, do(clear, idem.Op{Name: "refund.create"}))
+	lookup := walPerOp(t, pool, n, func(i int) {
 		_, ok, err := idem.Lookup[string](t.Context(), clear, idem.Op{Name: "refund.create"}.Key("merchant-1", uuidText(i)), idem.Bytes([]byte{byte(i)}))
 		if !ok || err != nil {
 			t.Fatal(ok, err)
 		}
 	})
-	xids = number(t, pool, `SELECT pg_snapshot_xmax(pg_current_snapshot())::text::bigint`) - xids
+	xids = pgtest.XIDs(t, pool) - xids
 	t.Logf("WAL bytes: bare %d, new key +%d with the id hidden, +%d in clear, repeat %d, lookup %d; xids of %d repeats: %d",
 		bare, newHidden, newClear, repeat, lookup, 2*n, xids)
 	if newHidden > 800 || newClear > 830 {
@@ -336,38 +316,28 @@ func garbage(t *testing.T, pool *pgxpool.Pool, rows int64) {
 	t.Helper()
 	pool.Reset() // a backend reports its last figures when it ends
 	pgtest.Eventually(t, "the statistics are in", func() bool {
-		return number(t, pool, `SELECT n_tup_ins FROM pg_stat_user_tables WHERE relname = 'idem_record'`) >= rows
+		return pgtest.Number(t, pool, `SELECT n_tup_ins FROM pg_stat_user_tables WHERE relname = 'idem_record'`) >= rows
 	})
-	if n := number(t, pool, `SELECT n_tup_upd + n_tup_del + n_dead_tup FROM pg_stat_user_tables WHERE relname = 'idem_record'`); n != 0 {
+	if n := pgtest.Number(t, pool, `SELECT n_tup_upd + n_tup_del + n_dead_tup FROM pg_stat_user_tables WHERE relname = 'idem_record'`); n != 0 {
 		t.Errorf("%d updates, deletes or dead tuples, want none", n)
 	}
 }
 
-func walPerOp(t *testing.T, pool *pgxpool.Pool, op func(i int)) int64 {
+func walPerOp(t *testing.T, pool *pgxpool.Pool, n int, op func(i int)) int64 {
 	t.Helper()
-	const lsn = `SELECT (pg_current_wal_insert_lsn() - '0/0')::bigint`
 	settle(t, pool)
-	before := number(t, pool, lsn)
+	before := pgtest.WAL(t, pool)
 	for i := range n {
 		op(i)
 	}
 	settle(t, pool)
-	return (number(t, pool, lsn) - before) / int64(n)
+	return (pgtest.WAL(t, pool) - before) / int64(n)
 }
 
 // settle waits until every connection is back in the pool.
 func settle(t *testing.T, pool *pgxpool.Pool) {
 	t.Helper()
 	pgtest.Eventually(t, "the connections are back", func() bool { return pool.Stat().AcquiredConns() == 0 })
-}
-
-func number(t *testing.T, pool *pgxpool.Pool, sql string) int64 {
-	t.Helper()
-	var n int64
-	if err := pool.QueryRow(t.Context(), sql).Scan(&n); err != nil {
-		t.Fatal(err)
-	}
-	return n
 }
 
 func trips(wire *pgtest.Wire, fn func()) int64 {

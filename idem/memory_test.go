@@ -17,35 +17,9 @@ import (
 	"github.com/pgonce/pgonce/driver/pgxdriver"
 	"github.com/pgonce/pgonce/driver/sqldriver"
 	"github.com/pgonce/pgonce/idem"
-	"github.com/pgonce/pgonce/internal/localpg"
 	"github.com/pgonce/pgonce/internal/pgtest"
 	"github.com/pgonce/pgonce/migrations"
 )
-
-// measured is a pool on a migrated server of its own, that does nothing by itself.
-func measured(t *testing.T) *pgxpool.Pool {
-	t.Helper()
-	server, err := localpg.Start(&localpg.Config{Settings: map[string]string{
-		"autovacuum": "off", "wal_level": "minimal", "max_wal_senders": "0", "full_page_writes": "off", "checkpoint_timeout": "1h",
-	}})
-	if err != nil {
-		t.Fatal(err)
-	}
-	pool, err := pgxpool.New(t.Context(), server.URL("postgres"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		pool.Close()
-		if err := server.Stop(); err != nil {
-			t.Error(err)
-		}
-	})
-	if _, err := migrations.UpPool(t.Context(), pool, nil); err != nil {
-		t.Fatal(err)
-	}
-	return pool
-}
 
 // fill makes n keys with results of a size, as the library writes them.
 func fill(t *testing.T, pool *pgxpool.Pool, n, size int, clear bool) {
@@ -82,35 +56,35 @@ func TestPurgeCost(t *testing.T) {
 	for _, size := range []int{2, 30, 512, 2000} {
 		t.Run(fmt.Sprint(size), func(t *testing.T) {
 			t.Parallel()
-			pool := measured(t)
+			pool := pgtest.Quiet(t)
 			keys := newStore(t, pool, &idem.Config{PurgePause: time.Microsecond})
 			fill(t, pool, n, size, true)
 			passTime(t, pool, "61 minutes")
 			purge := func() (stats idem.PurgeStats, wal int64) {
 				const lsn = `SELECT (pg_current_wal_insert_lsn() - '0/0')::bigint`
 				settle(t, pool)
-				before := number(t, pool, lsn)
+				before := pgtest.Number(t, pool, lsn)
 				stats, err := keys.PurgeOnce(t.Context())
 				if err != nil {
 					t.Fatal(err)
 				}
-				return stats, number(t, pool, lsn) - before
+				return stats, pgtest.Number(t, pool, lsn) - before
 			}
 			index, heap := `SELECT pg_relation_size('pgonce.idem_record_pkey')`, `SELECT pg_relation_size('pgonce.idem_record')`
-			indexBefore, heapBefore := number(t, pool, index), number(t, pool, heap)
+			indexBefore, heapBefore := pgtest.Number(t, pool, index), pgtest.Number(t, pool, heap)
 			cleared, wal := purge()
 			t.Logf("result of %d bytes: %+v, %d bytes of WAL a row", size, cleared, wal/n)
 			if cleared.Cleared != n || cleared.Deleted != 0 || wal/n > 100 {
 				t.Errorf("cleared: %+v with %d bytes of WAL a row, want at most 100", cleared, wal/n)
 			}
-			if i, h := number(t, pool, index), number(t, pool, heap); i != indexBefore || h != heapBefore {
+			if i, h := pgtest.Number(t, pool, index), pgtest.Number(t, pool, heap); i != indexBefore || h != heapBefore {
 				t.Errorf("index %d -> %d, heap %d -> %d", indexBefore, i, heapBefore, h)
 			}
 			pool.Reset() // a backend reports its last figures when it ends
 			pgtest.Eventually(t, "the statistics are in", func() bool {
-				return number(t, pool, `SELECT n_tup_upd FROM pg_stat_user_tables WHERE relname = 'idem_record'`) >= n
+				return pgtest.Number(t, pool, `SELECT n_tup_upd FROM pg_stat_user_tables WHERE relname = 'idem_record'`) >= n
 			})
-			if cold := number(t, pool, `SELECT n_tup_upd - n_tup_hot_upd FROM pg_stat_user_tables WHERE relname = 'idem_record'`); cold != 0 {
+			if cold := pgtest.Number(t, pool, `SELECT n_tup_upd - n_tup_hot_upd FROM pg_stat_user_tables WHERE relname = 'idem_record'`); cold != 0 {
 				t.Errorf("%d of %d updates were not HOT", cold, n)
 			}
 			purge() // cleans up what the one before has left
@@ -248,7 +222,7 @@ func TestPurgeReadsItsPagesOnly(t *testing.T) {
 // docs/operations.md.
 func TestBytesPerKey(t *testing.T) {
 	t.Parallel()
-	pool := measured(t)
+	pool := pgtest.Quiet(t)
 	const keys = 20_000
 	for _, tc := range []struct {
 		name   string
@@ -273,8 +247,8 @@ func TestBytesPerKey(t *testing.T) {
 				t.Fatal(err)
 			}
 		}
-		heap := number(t, pool, `SELECT pg_relation_size('pgonce.idem_record')`) / keys
-		index := number(t, pool, `SELECT pg_relation_size('pgonce.idem_record_pkey')`) / keys
+		heap := pgtest.Number(t, pool, `SELECT pg_relation_size('pgonce.idem_record')`) / keys
+		index := pgtest.Number(t, pool, `SELECT pg_relation_size('pgonce.idem_record_pkey')`) / keys
 		t.Logf("%s: %d bytes a key (heap %d, index %d)", tc.name, heap+index, heap, index)
 		if heap+index > tc.atMost {
 			t.Errorf("%s: %d bytes a key, want at most %d", tc.name, heap+index, tc.atMost)

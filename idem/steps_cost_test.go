@@ -9,12 +9,9 @@ import (
 	"testing"
 
 	"github.com/jackc/pgx/v5"
-	"github.com/jackc/pgx/v5/pgxpool"
 	"github.com/pgonce/pgonce/driver/sqldriver"
 	"github.com/pgonce/pgonce/idem"
-	"github.com/pgonce/pgonce/internal/localpg"
 	"github.com/pgonce/pgonce/internal/pgtest"
-	"github.com/pgonce/pgonce/migrations"
 )
 
 func answer(context.Context, string) (string, error) { return "serial", nil }
@@ -101,7 +98,7 @@ func TestRoundTripsOfStepsOnDatabaseSQL(t *testing.T) {
 // Commits and WAL of a key in steps, on a server that writes no WAL but ours.
 func TestWALOfSteps(t *testing.T) {
 	t.Parallel()
-	pool := quietServer(t)
+	pool := pgtest.Quiet(t)
 	keys := newStore(t, pool, nil)
 	fns := stepsOf[pgx.Tx]()
 	do := func(kind string) func(i int) {
@@ -113,29 +110,17 @@ func TestWALOfSteps(t *testing.T) {
 	}
 	do("one")(-1)
 	const n = 300
-	walPerOp := func(op func(i int)) int64 {
-		const lsn = `SELECT (pg_current_wal_insert_lsn() - '0/0')::bigint`
-		settle(t, pool)
-		before := number(t, pool, lsn)
-		for i := range n {
-			op(i)
-		}
-		settle(t, pool)
-		return (number(t, pool, lsn) - before) / n
-	}
-	xids := func() int64 {
-		return number(t, pool, `SELECT pg_snapshot_xmax(pg_current_snapshot())::text::bigint`)
-	}
+	xids := func() int64 { return pgtest.XIDs(t, pool) }
 	wal := map[string]int64{}
 	for kind, commits := range map[string]int64{"none": 2, "one": 3, "two": 4, "at most once": 4, "tx": 3} {
 		before := xids()
-		wal[kind] = walPerOp(do(kind))
+		wal[kind] = walPerOp(t, pool, n, do(kind))
 		if got := xids() - before; got < commits*n || got > commits*n+n/10 { // heartbeats
 			t.Errorf("%s: %d commits of %d keys, want %d each", kind, got, n, commits)
 		}
 	}
 	before := xids()
-	repeat := walPerOp(do("one"))
+	repeat := walPerOp(t, pool, n, do("one"))
 	t.Logf("WAL bytes: %v, a repeat %d", wal, repeat)
 	for what, tc := range map[string]struct{ got, most int64 }{
 		"a key without steps":  {wal["none"], 1000},
@@ -150,50 +135,25 @@ func TestWALOfSteps(t *testing.T) {
 		}
 	}
 	for _, table := range []string{"idem_lease", "idem_step"} {
-		if left := number(t, pool, `SELECT count(*) FROM pgonce.`+table); left != 0 {
+		if left := pgtest.Number(t, pool, `SELECT count(*) FROM pgonce.`+table); left != 0 {
 			t.Errorf("%d rows left in %s", left, table)
 		}
 	}
-	if workers := number(t, pool, `SELECT count(*) FROM pgonce.idem_worker`); workers != 1 {
+	if workers := pgtest.Number(t, pool, `SELECT count(*) FROM pgonce.idem_worker`); workers != 1 {
 		t.Errorf("%d workers, want one for the process", workers)
 	}
-}
-
-// quietServer is a server of the test's own that writes no WAL by itself.
-func quietServer(t *testing.T) *pgxpool.Pool {
-	t.Helper()
-	server, err := localpg.Start(&localpg.Config{Settings: map[string]string{
-		"autovacuum": "off", "wal_level": "minimal", "max_wal_senders": "0", "full_page_writes": "off", "checkpoint_timeout": "1h",
-	}})
-	if err != nil {
-		t.Fatal(err)
-	}
-	pool, err := pgxpool.New(t.Context(), server.URL("postgres"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		pool.Close()
-		if err := server.Stop(); err != nil {
-			t.Error(err)
-		}
-	})
-	if _, err := migrations.UpPool(t.Context(), pool, nil); err != nil {
-		t.Fatal(err)
-	}
-	return pool
 }
 
 // Keys that are written at the same time share commits.
 func TestStepsShareCommits(t *testing.T) {
 	t.Parallel()
-	pool := quietServer(t)
+	pool := pgtest.Quiet(t)
 	keys := newStore(t, pool, nil)
 	if err := keys.Validate(t.Context()); err != nil {
 		t.Fatal(err)
 	}
 	const crowd = 64
-	before := number(t, pool, `SELECT pg_snapshot_xmax(pg_current_snapshot())::text::bigint`)
+	before := pgtest.Number(t, pool, `SELECT pg_snapshot_xmax(pg_current_snapshot())::text::bigint`)
 	errs := make(chan error, crowd)
 	for i := range crowd {
 		go func() {
@@ -206,7 +166,7 @@ func TestStepsShareCommits(t *testing.T) {
 			t.Error(err)
 		}
 	}
-	commits := number(t, pool, `SELECT pg_snapshot_xmax(pg_current_snapshot())::text::bigint`) - before
+	commits := pgtest.Number(t, pool, `SELECT pg_snapshot_xmax(pg_current_snapshot())::text::bigint`) - before
 	t.Logf("%d commits for %d keys", commits, crowd)
 	if commits > 3*crowd/2 {
 		t.Errorf("%d commits for %d keys of three writes each: they do not share", commits, crowd)

@@ -12,10 +12,8 @@ import (
 	"github.com/jackc/pgx/v5/pgxpool"
 	"github.com/pgonce/pgonce/driver/pgxdriver"
 	"github.com/pgonce/pgonce/driver/sqldriver"
-	"github.com/pgonce/pgonce/internal/localpg"
 	"github.com/pgonce/pgonce/internal/pg"
 	"github.com/pgonce/pgonce/internal/pgtest"
-	"github.com/pgonce/pgonce/migrations"
 	sm "github.com/pgonce/pgonce/statemachine"
 )
 
@@ -143,13 +141,13 @@ func TestRepeatsWriteNothing(t *testing.T) {
 	pool := quiet(t, lamps+fmt.Sprintf(`; INSERT INTO lamp SELECT g FROM generate_series(1, %d) g`, rows))
 	b, plain := bindLamps(t, pgxdriver.New(pool), sm.Table{}), bindLamps(t, pgxdriver.New(pool), sm.Table{NoHistory: true})
 	all := func(b *sm.Binding[int64, light, pgx.Tx], ev sm.Event[light], want sm.Outcome, opts ...sm.Option) (wal, xids int64) {
-		wal, xids = number(t, pool, position), number(t, pool, xid)
+		wal, xids = pgtest.WAL(t, pool), pgtest.XIDs(t, pool)
 		for id := range int64(rows) {
 			if res, err := b.Fire(t.Context(), id+1, ev, opts...); err != nil || res.Outcome != want {
 				t.Fatalf("%s: got %+v, %v", ev.Name(), res, err)
 			}
 		}
-		return (number(t, pool, position) - wal) / rows, number(t, pool, xid) - xids
+		return (pgtest.WAL(t, pool) - wal) / rows, pgtest.XIDs(t, pool) - xids
 	}
 	moved, xids := all(b, on, sm.Applied)
 	t.Logf("a move writes %d bytes of WAL, %d took %d xids", moved, rows, xids)
@@ -175,50 +173,17 @@ func TestRepeatsWriteNothing(t *testing.T) {
 	repeat("a repeat by history", b, off, sm.AlreadyApplied)
 	all(b, dim, sm.Applied)
 	repeat("a superseded event", b, on, sm.Superseded)
-	if n := number(t, pool, `SELECT count(*) FROM pgonce.transition`); n != 3*rows {
+	if n := pgtest.Number(t, pool, `SELECT count(*) FROM pgonce.transition`); n != 3*rows {
 		t.Errorf("%d rows of history", n)
 	}
 }
 
-// What the server has written so far, and how many transactions have got an xid.
-const (
-	position = `SELECT (pg_current_wal_insert_lsn() - '0/0')::bigint`
-	xid      = `SELECT pg_snapshot_xmax(pg_current_snapshot())::text::bigint`
-)
-
-// quiet is a server where nobody else writes.
+// quiet is a server where nobody else writes, with what the test needs there.
 func quiet(t *testing.T, setUp string) *pgxpool.Pool {
 	t.Helper()
-	server, err := localpg.Start(&localpg.Config{Settings: map[string]string{
-		"autovacuum": "off", "wal_level": "minimal", "max_wal_senders": "0", "full_page_writes": "off", "checkpoint_timeout": "1h",
-	}})
-	if err != nil {
-		t.Fatal(err)
-	}
-	pool, err := pgxpool.New(t.Context(), server.URL("postgres"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		pool.Close()
-		if err := server.Stop(); err != nil {
-			t.Error(err)
-		}
-	})
-	if _, err := migrations.UpPool(t.Context(), pool, nil); err != nil {
-		t.Fatal(err)
-	}
+	pool := pgtest.Quiet(t)
 	if _, err := pool.Exec(t.Context(), setUp); err != nil {
 		t.Fatal(err)
 	}
 	return pool
-}
-
-func number(t *testing.T, pool *pgxpool.Pool, sql string) int64 {
-	t.Helper()
-	var n int64
-	if err := pool.QueryRow(t.Context(), sql).Scan(&n); err != nil {
-		t.Fatal(err)
-	}
-	return n
 }

@@ -88,11 +88,11 @@ func TestWhatTheOtherVerbsWrite(t *testing.T) {
 	}
 	cost := func(do func() error) (wal, xids int64) {
 		t.Helper()
-		wal, xids = number(t, pool, position), number(t, pool, xid)
+		wal, xids = pgtest.WAL(t, pool), pgtest.XIDs(t, pool)
 		if err := do(); err != nil {
 			t.Fatal(err)
 		}
-		return number(t, pool, position) - wal, number(t, pool, xid) - xids
+		return pgtest.WAL(t, pool) - wal, pgtest.XIDs(t, pool) - xids
 	}
 	many := func(want sm.Outcome, opts ...sm.Option) func() error {
 		return func() error {
@@ -167,7 +167,7 @@ func TestWhatTheOtherVerbsWrite(t *testing.T) {
 	if xids > 1 || wal/rows > 100 {
 		t.Errorf("repeats: %d bytes for a row, %d xids", wal/rows, xids)
 	}
-	if n := number(t, pool, `SELECT count(*) FROM pgonce.transition`); n != 2*rows {
+	if n := pgtest.Number(t, pool, `SELECT count(*) FROM pgonce.transition`); n != 2*rows {
 		t.Errorf("%d rows of history", n)
 	}
 }

@@ -143,8 +143,8 @@ func TestPaymentDoubleCallback(t *testing.T) {
 		})
 	}
 	wg.Wait()
-	s.want("jobs", number(t, s.pool, `SELECT count(*) FROM job`), int64(1))
-	s.want("moves", number(t, s.pool, `SELECT count(*) FROM pgonce.transition WHERE outcome = 0`), int64(1))
+	s.want("jobs", pgtest.Number(t, s.pool, `SELECT count(*) FROM job`), int64(1))
+	s.want("moves", pgtest.Number(t, s.pool, `SELECT count(*) FROM pgonce.transition WHERE outcome = 0`), int64(1))
 	s.want("another amount is refused", errors.Is(s.succeeded("evt_3", 99), statemachine.ErrConflict), true)
 }
 
@@ -157,7 +157,7 @@ func TestPaymentOutOfOrder(t *testing.T) {
 		outcome, err := s.fire(PaymentStarted, "evt_1")
 		s.want("processing after paid", fmt.Sprint(outcome, err), "Superseded <nil>")
 	}
-	s.want("paid", number(t, s.pool, `SELECT count(*) FROM payment WHERE state = 'paid'`), int64(1))
+	s.want("paid", pgtest.Number(t, s.pool, `SELECT count(*) FROM payment WHERE state = 'paid'`), int64(1))
 }
 
 // "failed" after "succeeded" is no transition that happens by itself: money may be there. What is meant to take a paid payment
@@ -195,8 +195,8 @@ func TestPaymentPartialRefunds(t *testing.T) {
 		}
 	}
 	wg.Wait()
-	s.want("refunded is what was sent", number(t, s.pool, `SELECT count(*) FROM payment WHERE refunded = (SELECT sum(amount) FROM job WHERE kind = 'refund')`), int64(1))
-	s.want("and no more than 100", number(t, s.pool, `SELECT refunded FROM payment`) <= 100, true)
+	s.want("refunded is what was sent", pgtest.Number(t, s.pool, `SELECT count(*) FROM payment WHERE refunded = (SELECT sum(amount) FROM job WHERE kind = 'refund')`), int64(1))
+	s.want("and no more than 100", pgtest.Number(t, s.pool, `SELECT refunded FROM payment`) <= 100, true)
 	for _, amount := range []int64{101, 0, -5} {
 		s.want("a wrong amount", errors.Is(refund(fmt.Sprint("wrong", amount), amount), statemachine.ErrGuard), true)
 	}

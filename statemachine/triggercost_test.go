@@ -10,31 +10,9 @@ import (
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgxpool"
 	"github.com/pgonce/pgonce/driver/pgxdriver"
-	"github.com/pgonce/pgonce/internal/localpg"
+	"github.com/pgonce/pgonce/internal/pgtest"
 	sm "github.com/pgonce/pgonce/statemachine"
 )
-
-// quietServer writes no WAL but ours.
-func quietServer(t *testing.T) *pgxpool.Pool {
-	t.Helper()
-	server, err := localpg.Start(&localpg.Config{Settings: map[string]string{
-		"autovacuum": "off", "wal_level": "minimal", "max_wal_senders": "0", "full_page_writes": "off", "checkpoint_timeout": "1h",
-	}})
-	if err != nil {
-		t.Fatal(err)
-	}
-	pool, err := pgxpool.New(t.Context(), server.URL("postgres"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		pool.Close()
-		if err := server.Stop(); err != nil {
-			t.Error(err)
-		}
-	})
-	return pool
-}
 
 // written is what moving every row of a fresh table of 500 writes, each in a statement of its own and all in one transaction: bytes of WAL, and how many of the
 // updates were HOT. The times are fixed: WAL leaves out what
@@ -85,7 +63,7 @@ func written(t *testing.T, pool *pgxpool.Pool, table, before string, trigger boo
 // state, which takes HOT from every one of them.
 func TestWhatTriggerAndIndexWrite(t *testing.T) {
 	t.Parallel()
-	pool := quietServer(t)
+	pool := pgtest.Quiet(t)
 	plain, hot := written(t, pool, "plain", "", false)
 	if hot != 500 {
 		t.Errorf("%d of 500 updates were HOT", hot)
