@@ -32,7 +32,8 @@ func Final[S StateType](states ...S) Rule[S] {
 
 // Require says which columns a row in a state has to have. Each way into the state must set
 // them ([Rule.Setting]) or come from a state that requires them too; [New] reports the one that
-// does not. That they are not NULL is for a CHECK of the table to say.
+// does not. [Binding.TriggerSQL] makes a CHECK of it, so that nobody else writes a row that lacks one; [Binding.Fire] at such a row
+// fails with the server's 23514.
 //
 //	statemachine.Require(Paid, "paid_at")
 func Require[S StateType](state S, columns ...string) Rule[S] {

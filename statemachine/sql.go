@@ -190,16 +190,19 @@ SELECT pg_catalog.format('%I.%I', n.nspname, c.relname), pgonce_level::bigint,
  ORDER BY pgonce_level, n.nspname COLLATE "C", c.relname COLLATE "C", t.tgname COLLATE "C"`
 
 	// sqlMade is what the migration of TriggerSQL has made beside the triggers: the function's text and comment, and the
-	// constraint's comment and whether it is valid. Empty where there is none. Locks: ACCESS SHARE on the catalog. $1 schema,
-	// $2 table, $3 function, $4 constraint.
+	// constraints' comments and whether they are valid and enforced. Empty where there is none. Locks: ACCESS SHARE on the catalog. $1 schema,
+	// $2 table, $3 function, $4 and $5 constraints.
 	sqlMade = `
 SELECT COALESCE(f.prosrc, ''), COALESCE(pg_catalog.obj_description(f.oid, 'pg_proc'), ''),
        COALESCE(pg_catalog.obj_description(k.oid, 'pg_constraint'), ''), COALESCE(k.convalidated, false),
-       COALESCE(pg_catalog.to_jsonb(k) ->> 'conenforced', 'true') = 'true'
+       COALESCE(pg_catalog.to_jsonb(k) ->> 'conenforced', 'true') = 'true',
+       COALESCE(pg_catalog.obj_description(r.oid, 'pg_constraint'), ''), COALESCE(r.convalidated, false),
+       COALESCE(pg_catalog.to_jsonb(r) ->> 'conenforced', 'true') = 'true'
   FROM pg_catalog.pg_namespace n
   JOIN pg_catalog.pg_class c ON c.relnamespace = n.oid
   LEFT JOIN pg_catalog.pg_proc f ON f.pronamespace = n.oid AND f.proname = $3::text AND f.pronargs = 0
   LEFT JOIN pg_catalog.pg_constraint k ON k.conrelid = c.oid AND k.conname = $4::text AND k.contype = 'c'
+  LEFT JOIN pg_catalog.pg_constraint r ON r.conrelid = c.oid AND r.conname = $5::text AND r.contype = 'c'
  WHERE n.nspname = $1::text AND c.relname = $2::text`
 
 	// sqlStrays counts the rows in states that the machine does not have. Locks: ACCESS SHARE. It reads the

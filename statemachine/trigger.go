@@ -26,6 +26,10 @@ var (
 	validateSQL string
 	//go:embed sql/drop.sql
 	dropSQL string
+	//go:embed sql/requires.sql
+	requiresSQL string
+	//go:embed sql/validaterequires.sql
+	validateRequiresSQL string
 )
 
 // TriggerConfig says how a migration is made. A nil *TriggerConfig is ready to use.
@@ -41,8 +45,8 @@ type TriggerConfig struct {
 // the same for goose. It touches no database itself.
 //
 // It makes a function, with the edges in its text; a trigger for each row whose state is changed; a trigger for
-// each INSERT, which lets rows begin in an initial state only; and a CHECK of the states, valid after the second of its two
-// transactions, and with it NOT NULL. Both can be run again, and are run again when the machine has changed: edges that
+// each INSERT, which lets rows begin in an initial state only; and CHECKs of the states and of the columns that states require ([Require]),
+// valid after the second of its two transactions, and with them NOT NULL. The second fails while a row breaks them. Both can be run again, and are run again when the machine has changed: edges that
 // are new first (before the programs that fire them), edges that are gone last, see [TriggerConfig].
 //
 // A refusal is 23514 (check_violation). [Binding.Fire] answers it with [ErrTriggerRefused]; in the caller's transaction
@@ -148,8 +152,8 @@ type sketch struct {
 	numbers bool
 	comment
 
-	text                            string // the comment
-	function, moved, created, check string // the names of what the migration makes
+	text                                   string // the comment
+	function, moved, created, check, needs string // the names of what the migration makes
 }
 
 // comment is what the function and the constraint say of themselves, as JSON.
@@ -160,6 +164,7 @@ type comment struct {
 	States  []string    `json:"states"`
 	Initial []string    `json:"initial"`
 	Edges   [][2]string `json:"edges"`
+	Require [][2]string `json:"require,omitempty"` // a state and a column
 }
 
 func (b *Binding[K, S, TX]) sketch() *sketch {
@@ -170,6 +175,7 @@ func (b *Binding[K, S, TX]) sketch() *sketch {
 		moved:    objectName(movedPrefix, t.State, false),
 		created:  objectName("zzzz_pgonce_new_", t.State, false),
 		check:    objectName("pgonce_states_", t.State, false),
+		needs:    objectName("pgonce_requires_", t.State, false),
 	}
 	s.text = encode(s.comment)
 	return s
@@ -183,11 +189,18 @@ func (m *Machine[S]) comment() comment {
 			d.Edges = append(d.Edges, [2]string{textOf(e.from), textOf(e.to)})
 		}
 	}
+	for s, columns := range m.require {
+		for _, column := range columns {
+			d.Require = append(d.Require, [2]string{textOf(s), column})
+		}
+	}
 	slices.Sort(d.States)
 	slices.Sort(d.Initial)
 	d.Initial = slices.Compact(d.Initial)
-	slices.SortFunc(d.Edges, func(a, b [2]string) int { return slices.Compare(a[:], b[:]) })
-	d.Edges = slices.Compact(d.Edges)
+	for _, pairs := range []*[][2]string{&d.Edges, &d.Require} {
+		slices.SortFunc(*pairs, func(a, b [2]string) int { return slices.Compare(a[:], b[:]) })
+		*pairs = slices.Compact(*pairs)
+	}
 	hash := pg.HashParts(encode(d))
 	d.Hash = hex.EncodeToString(hash[:8])
 	return d
@@ -230,11 +243,15 @@ func (s *sketch) fill(text string) string {
 	if !s.numbers { // a collation may take two texts for one
 		cast, compared = `::text COLLATE "C"`, `::text COLLATE "C"`
 	}
-	tag := s.tag()
+	tag, add, validate := s.tag(), "", ""
+	if len(s.Require) > 0 && text != requiresSQL && text != validateRequiresSQL {
+		add, validate = s.fill(requiresSQL), s.fill(validateRequiresSQL)
+	}
 	return strings.NewReplacer(
 		`"public"."orders"`, t.String(), `"public"."pgonce_orders_state"`, quote(t.schema)+"."+quote(s.function),
 		`"state"`, quote(t.State), `/*::text*/`, cast, `/*as text*/`, compared,
-		`"zzzz_pgonce_move_state"`, quote(s.moved), `"zzzz_pgonce_new_state"`, quote(s.created), `"pgonce_states_state"`, quote(s.check),
+		`"zzzz_pgonce_move_state"`, quote(s.moved), `"zzzz_pgonce_new_state"`, quote(s.created), `"pgonce_states_state"`, quote(s.check), `"pgonce_requires_state"`, quote(s.needs),
+		`/*add requires*/`, add, `/*validate requires*/`, validate, `/*requires*/`, s.requires(compared),
 		`'/*schema*/'`, literal(t.schema), `'/*function*/'`, literal(s.function), `'/*created*/'`, literal(s.created), `'/*table*/'`, literal(t.String()),
 		`'/*definition*/'`, literal(s.text), `'/*states*/'`, literal(arrayOf(s.States)), `/*hash*/`, s.Hash,
 		`/*body*/`, s.body(), `$pgonce$`, tag, `/*contract*/`, "",
@@ -264,9 +281,18 @@ func (s *sketch) body() string {
 	).Replace(bodySQL)
 }
 
+// requires is the condition that rows have the columns which their states require.
+func (s *sketch) requires(compared string) string {
+	parts := make([]string, len(s.Require))
+	for i, r := range s.Require {
+		parts[i] = fmt.Sprintf("(%s%s <> %s OR %s IS NOT NULL)", quote(s.table.State), compared, literal(r[0]), quote(r[1]))
+	}
+	return strings.Join(parts, "\n        AND ")
+}
+
 // tag is a dollar quote that nothing in the texts can end.
 func (s *sketch) tag() string {
-	names := s.text + s.table.String() + s.table.State
+	names := s.text + s.table.String() + s.table.State + s.requires("")
 	for n := 0; ; n++ {
 		tag := "$pgonce$"
 		if n > 0 {

@@ -21,7 +21,7 @@ const (
 	FindingSchema  FindingKind = "schema"  // the library's tables are missing, too old or too new
 	FindingTrigger FindingKind = "trigger" // what TriggerSQL makes is missing, disabled or another
 	FindingOther   FindingKind = "other"   // a trigger of somebody else can undo what ours has checked
-	FindingCheck   FindingKind = "check"   // the CHECK of the states is missing, not valid, or another
+	FindingCheck   FindingKind = "check"   // the CHECK of the states, or of the columns that they require, is missing, not valid, or another
 	FindingRows    FindingKind = "rows"    // rows are in states that the machine does not have
 )
 
@@ -283,11 +283,11 @@ func bare(condition string) string {
 
 // made looks at the function and at the constraint.
 func (v *verifier) made(ctx context.Context) error {
-	var source, said, checked string
-	var valid, enforced bool
+	var source, said string
+	var states, needs constraint
 	err := v.q.Run(ctx, pg.Stmt{
-		SQL: sqlMade, Args: []any{v.table.schema, v.table.name, v.function, v.check},
-		Dest: []any{&source, &said, &checked, &valid, &enforced},
+		SQL: sqlMade, Args: []any{v.table.schema, v.table.name, v.function, v.check, v.needs},
+		Dest: []any{&source, &said, &states.said, &states.valid, &states.enforced, &needs.said, &needs.valid, &needs.enforced},
 	})
 	if err != nil {
 		return err
@@ -303,59 +303,40 @@ func (v *verifier) made(ctx context.Context) error {
 	default:
 		v.find(FindingTrigger, function, v.difference(said), migrate+"; TriggerSQL says in which order")
 	}
-	var has comment
-	known := json.Unmarshal([]byte(checked), &has) == nil && slices.Equal(has.States, v.States)
-	v.kept = known && valid && enforced
-	name := quote(v.check)
-	switch {
-	case checked == "":
-		v.find(FindingCheck, name, "is missing, or was not made by the migration: where triggers are off, any state can be written", migrate)
-	case !known:
-		v.find(FindingCheck, name, fmt.Sprintf("allows the states %s", list(has.States)), migrate)
-	case !enforced:
-		v.find(FindingCheck, name, "is not enforced", migrate)
-	case !valid:
-		v.find(FindingCheck, name, "is not valid for the rows of before", fmt.Sprintf("run ALTER TABLE %s VALIDATE CONSTRAINT %s", v.table, name))
+	has, known := states.says()
+	known = known && slices.Equal(has.States, v.States)
+	v.kept = known && states.valid && states.enforced
+	v.constraint(v.check, states, known, "allows the states "+list(has.States), "where triggers are off, any state can be written")
+	if has, known = needs.says(); len(v.Require) > 0 || len(has.Require) > 0 {
+		v.constraint(v.needs, needs, known && slices.Equal(has.Require, v.Require), "requires "+list(columnsOf(has.Require)), "a row can lack what its state requires")
 	}
 	return nil
 }
 
-// difference says what the function allows that the machine does not, and the other way round.
-func (v *verifier) difference(said string) string {
-	var has comment
-	if json.Unmarshal([]byte(said), &has) != nil || has.Pgonce == 0 {
-		return "has another text, and a comment that is not of the migration"
-	}
-	parts := []string{fmt.Sprintf("is of hash %s, this machine is %s", has.Hash, v.Hash)}
-	add := func(what string, from, without []string) {
-		var only []string
-		for _, s := range from {
-			if !slices.Contains(without, s) {
-				only = append(only, s)
-			}
-		}
-		if len(only) > 0 {
-			parts = append(parts, what+" "+strings.Join(only, ", "))
-		}
-	}
-	add("it lacks the edges", arrows(v.Edges), arrows(has.Edges))
-	add("it still has the edges", arrows(has.Edges), arrows(v.Edges))
-	add("it lacks the states", v.States, has.States)
-	add("it still has the states", has.States, v.States)
-	add("it does not let rows begin in", v.Initial, has.Initial)
-	add("it still lets rows begin in", has.Initial, v.Initial)
-	if has.Machine != v.Machine {
-		parts = append(parts, fmt.Sprintf("it is of machine %q", has.Machine))
-	}
-	return strings.Join(parts, "; ")
+// constraint is a CHECK that the migration makes, as it was found.
+type constraint struct {
+	said            string // its comment
+	valid, enforced bool
 }
 
-func arrows(edges [][2]string) []string {
-	out := make([]string, len(edges))
-	for i, e := range edges {
-		out[i] = e[0] + " -> " + e[1]
+func (c constraint) says() (has comment, ok bool) {
+	err := json.Unmarshal([]byte(c.said), &has)
+	return has, err == nil
+}
+
+// constraint compares one with what it has to be.
+func (v *verifier) constraint(name string, c constraint, known bool, is, without string) {
+	quoted := quote(name)
+	switch {
+	case c.said == "":
+		v.find(FindingCheck, quoted, "is missing, or was not made by the migration: "+without, migrate)
+	case !known:
+		v.find(FindingCheck, quoted, is, migrate)
+	case !c.enforced:
+		v.find(FindingCheck, quoted, "is not enforced", migrate)
+	case !c.valid:
+		v.find(FindingCheck, quoted, "is not valid for the rows of before", fmt.Sprintf("run ALTER TABLE %s VALIDATE CONSTRAINT %s", v.table, quoted))
 	}
-	return out
 }
 
 // strays counts rows in unknown states.

@@ -222,10 +222,10 @@ func TestVerifyFindsWhatTheBindingWants(t *testing.T) {
 		"no since":       {`DROP COLUMN since`, []string{`table "public"."lamp": has no column "since"`}},
 		"a date":         {`ALTER since TYPE date`, []string{`table "public"."lamp": since column "since" is of type pg_catalog.date`}},
 		"no scope":       {`DROP COLUMN shop`, []string{`table "public"."lamp": Scope "shop = $1" cannot be used`}},
-		"not required":   {`DROP COLUMN watts`, []string{`table "public"."lamp": has no column "watts"; the machine names it`}},
+		"not required":   {`DROP COLUMN watts`, []string{`table "public"."lamp": has no column "watts"; the machine names it`, `check "pgonce_requires_state": is missing`}},
 		"a reserved one": {`ADD COLUMN pgonce_o int`, []string{`table "public"."lamp": has a column "pgonce_o"; rename it`}},
 		"all at once": {`DROP COLUMN watts, DROP COLUMN since, ADD COLUMN pgonce_o int`, []string{
-			`table "public"."lamp": has no column "since"`, `table "public"."lamp": has a column "pgonce_o"`, `table "public"."lamp": has no column "watts"`,
+			`table "public"."lamp": has no column "since"`, `table "public"."lamp": has a column "pgonce_o"`, `table "public"."lamp": has no column "watts"`, `check "pgonce_requires_state": is missing`,
 		}},
 	} {
 		db.Exec(t, `DROP TABLE IF EXISTS lamp; `+lamps+`; ALTER TABLE lamp ADD COLUMN since timestamptz, ADD COLUMN shop bigint; INSERT INTO lamp VALUES (1, 'a')`)

@@ -20,4 +20,4 @@ $pgonce$;
 DROP TRIGGER IF EXISTS "zzzz_pgonce_move_state" ON "public"."orders";
 DROP TRIGGER IF EXISTS "zzzz_pgonce_new_state" ON "public"."orders";
 DROP FUNCTION IF EXISTS "public"."pgonce_orders_state"();
-ALTER TABLE "public"."orders" DROP CONSTRAINT IF EXISTS "pgonce_states_state";
+ALTER TABLE "public"."orders" DROP CONSTRAINT IF EXISTS "pgonce_states_state", DROP CONSTRAINT IF EXISTS "pgonce_requires_state";

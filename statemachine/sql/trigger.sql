@@ -83,3 +83,7 @@ ALTER TABLE "public"."orders"
     DROP CONSTRAINT IF EXISTS "pgonce_states_state",
     ADD CONSTRAINT "pgonce_states_state" CHECK ("state" IS NOT NULL AND "state"/*as text*/ = ANY ('/*states*/'::text[])) NOT VALID;
 COMMENT ON CONSTRAINT "pgonce_states_state" ON "public"."orders" IS '/*definition*/';
+
+-- The columns that a state requires. A row of before that lacks one cannot be written to until it has them.
+ALTER TABLE "public"."orders" DROP CONSTRAINT IF EXISTS "pgonce_requires_state";
+/*add requires*/

@@ -2,4 +2,4 @@
 -- which lets reads and writes pass; then ACCESS EXCLUSIVE for a moment, since the constraint proves that there is no NULL.
 SET LOCAL lock_timeout = '2s';
 ALTER TABLE "public"."orders" VALIDATE CONSTRAINT "pgonce_states_state";
-ALTER TABLE "public"."orders" ALTER COLUMN "state" SET NOT NULL;
+/*validate requires*/ALTER TABLE "public"."orders" ALTER COLUMN "state" SET NOT NULL;

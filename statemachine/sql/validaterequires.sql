@@ -1,0 +1,1 @@
+ALTER TABLE "public"."orders" VALIDATE CONSTRAINT "pgonce_requires_state";
