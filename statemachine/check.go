@@ -139,8 +139,11 @@ func (d *definition[S]) check() {
 	for _, s := range d.m.states {
 		exits := len(d.m.Allowed(s)) > 0
 		what := fmt.Sprintf("state %q", textOf(s))
-		if len(d.m.initial) > 0 && !slices.Contains(reached, s) {
-			d.find(what, "cannot be reached from an initial state")
+		switch {
+		case d.m.IsFormer(s) && (slices.Contains(d.m.initial, s) || d.entersToo("", s)):
+			d.find(what, "is a former one, and something leads there all the same")
+		case len(d.m.initial) > 0 && !slices.Contains(reached, s):
+			d.find(what, "cannot be reached from an initial state: if only rows of before are in it, say Former")
 		}
 		switch {
 		case exits && d.m.IsFinal(s):
@@ -224,9 +227,9 @@ func (d *definition[S]) checkEvent(ev Event[S]) {
 	}
 }
 
-// reachable lists what the initial states lead to, themselves included.
+// reachable lists what the initial states and the former ones lead to, themselves included.
 func (d *definition[S]) reachable() []S {
-	reached := slices.Clone(d.m.initial)
+	reached := slices.Concat(d.m.initial, d.m.former)
 	for i := 0; i < len(reached); i++ {
 		for _, ev := range d.m.Allowed(reached[i]) {
 			if to, ok := d.m.Next(reached[i], ev); ok && !slices.Contains(reached, to) {

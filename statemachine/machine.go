@@ -64,6 +64,7 @@ type Machine[S StateType] struct {
 	states  []S // as they were first mentioned
 	initial []S
 	final   []S
+	former  []S
 	events  map[string]*moves[S]
 	order   []string       // of the events, as they were first mentioned
 	require map[S][]string // columns, by state
@@ -146,6 +147,9 @@ func (m *Machine[S]) Allowed(from S) []Event[S] {
 
 // IsFinal reports whether a state was declared final.
 func (m *Machine[S]) IsFinal(s S) bool { return slices.Contains(m.final, s) }
+
+// IsFormer reports whether a state was declared a former one.
+func (m *Machine[S]) IsFormer(s S) bool { return slices.Contains(m.former, s) }
 
 // IsReversal reports whether ev leaves the state against its being final, as declared by
 // [Rule.Reversal].

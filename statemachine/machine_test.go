@@ -46,6 +46,10 @@ func TestNewReportsEveryFinding(t *testing.T) {
 			[]sm.Rule[light]{sm.Initial[light]("a"), sm.Final[light]("b", "lonely"), from("a").On(on).To("b"), from("b").On(off).To("a"), from("b").On(dim).To("end"), from("island").On(on).To("b")},
 			[]string{`state "b" is final and has a way out`, `state "lonely" cannot be reached`, `state "end" has no way out and is not final`, `state "island" cannot be reached`},
 		},
+		"former": {
+			[]sm.Rule[light]{sm.Initial[light]("a", "c"), sm.Final[light]("z"), sm.Former[light]("b", "c"), sm.Former[light](), from("a", "b", "c").On(on).To("z"), from("a").On(off).To("b")},
+			[]string{`Former names no state`, `state "c" is a former one, and something leads there`, `state "b" is a former one, and something leads there`},
+		},
 		"ignored": {
 			[]sm.Rule[light]{
 				sm.Initial[light]("a"), sm.Final[light]("b", "c"), from("a").On(on).To("b"), from("a").On(off).To("c"), from("c").Ignore(on, on),

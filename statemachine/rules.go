@@ -6,7 +6,7 @@ import (
 	"time"
 )
 
-// Rule is one line of a definition, made by [Initial], [Final], [Require] or [From].
+// Rule is one line of a definition, made by [Initial], [Final], [Former], [Require] or [From].
 type Rule[S StateType] struct {
 	add  func(*definition[S], edge[S])
 	edge edge[S] // what Reversal, Setting and After say of the edges that a rule makes
@@ -27,6 +27,22 @@ func Final[S StateType](states ...S) Rule[S] {
 	return Rule[S]{line: "Final", add: func(d *definition[S], _ edge[S]) {
 		d.see("Final", states)
 		d.m.final = append(d.m.final, states...)
+	}}
+}
+
+// Former names states that earlier releases have left rows in and that nothing leads to any more: one that was given up, or has another name now.
+// They keep their ways out, and the database keeps rows from coming into them. [New] reports one that can be reached. To rename a state:
+//
+//	statemachine.Former(Payed), statemachine.From(Payed).On(Rename).To(Paid),
+//	statemachine.From(Payed, Paid).On(Refund).To(Refunded),
+//
+// first in programs that still move rows to Payed, with an edge to it and without Former; then as above; then fire Rename at the rows that are left
+// ([Binding.FireMany]), so that their history says it; then leave Payed out, which [Binding.TriggerSQL] refuses as long as rows are in it. A repeat of an
+// event that has led to Payed is known by its [Dedup] id from then on, and without one it is [ErrConflict].
+func Former[S StateType](states ...S) Rule[S] {
+	return Rule[S]{line: "Former", add: func(d *definition[S], _ edge[S]) {
+		d.see("Former", states)
+		d.m.former = append(d.m.former, states...)
 	}}
 }
 

@@ -53,7 +53,8 @@ type Config[S sm.StateType] struct {
 //   - it tries to write every state from every state in plain SQL: UPDATE, INSERT, INSERT ON CONFLICT, MERGE where the server has it, COPY on
 //     pgx. What the machine has no edge for must be refused by the trigger, the rest must not be.
 //
-// create makes a row in a state, which is always an initial one, and returns its id, by Binding.Create or by any other way. It commits.
+// create makes a row in a state, which is an initial one, and returns its id, by Binding.Create or by any other way. It commits. Where the machine has former
+// states it is asked for rows in those too: as they were left by earlier releases, with set_config('pgonce.adopt', ...) in its transaction.
 //
 // Run needs a database for tests: its rows stay. It says in the test's log how much it has tried, and what it could not try.
 func Run[K sm.ID, S sm.StateType, TX any](tb testing.TB, db pg.Driver[TX], b *sm.Binding[K, S, TX], create func(ctx context.Context, state S) (K, error), cfg *Config[S]) {
