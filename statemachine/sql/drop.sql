@@ -1,4 +1,5 @@
 -- Going back would leave the table without any of this, not with what an earlier migration had made.
+SET LOCAL lock_timeout = '2s';
 DO $pgonce$
 DECLARE
     pgonce_part record;
@@ -7,6 +8,7 @@ BEGIN
         RAISE EXCEPTION USING ERRCODE = 'object_in_use', MESSAGE = 'pgonce: dropping these triggers lets any program move rows of this table as it likes',
             HINT = 'write a migration from the earlier machine instead, or set pgonce.force_down = ''on'' in this session.';
     END IF;
+    LOCK TABLE "public"."orders" IN ACCESS EXCLUSIVE MODE;
     FOR pgonce_part IN
         SELECT n.nspname, c.relname
           FROM pg_catalog.pg_partition_tree('/*table*/'::regclass) t JOIN pg_catalog.pg_class c ON c.oid = t.relid

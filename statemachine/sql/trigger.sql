@@ -1,9 +1,10 @@
 -- From here on the column takes the machine's states only, and moves along its edges only, whoever writes. Made by
 -- TriggerSQL from a machine of hash /*hash*/. Comments name nothing of the user's: goose looks for its annotations in them.
 --
--- Locks: SHARE ROW EXCLUSIVE and ACCESS EXCLUSIVE on the table, for a moment: nothing here reads it, unless
--- edges are taken away. What cannot be had within two seconds fails, and may be tried again.
+-- Locks: ACCESS EXCLUSIVE on the table, for a moment: what has to read it does so before. What cannot be had
+-- within two seconds fails, and may be tried again. Where row security would hide rows from this role, it fails too.
 SET LOCAL lock_timeout = '2s';
+SET LOCAL row_security = off;
 
 -- What rows still need must not be taken away. A state is in use while a row is in it, an edge while a row is where it begins.
 DO $pgonce$
@@ -42,6 +43,10 @@ BEGIN
     END IF;
 END
 $pgonce$;
+
+-- At once what the last step needs: a weaker lock that is made stronger later deadlocks with transactions that have read the table
+-- and are about to write to it. A row that comes into a state after the look above is found by the validation.
+LOCK TABLE "public"."orders" IN ACCESS EXCLUSIVE MODE;
 
 CREATE OR REPLACE FUNCTION "public"."pgonce_orders_state"() RETURNS trigger
     LANGUAGE plpgsql
