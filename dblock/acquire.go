@@ -19,13 +19,13 @@ import (
 // holds; none for one that is handed over in this process. One lock on the server. A lease: a round trip and a commit for a free
 // key, three round trips for one whose holder has died, and one for each question while somebody has it.
 func (c *Client[TX]) Acquire(ctx context.Context, key Key, cfg *LockConfig) (*Lock[TX], error) {
-	return c.acquire(ctx, context.WithoutCancel(ctx), key, cfg, true)
+	return c.acquire(ctx, nil, key, cfg, true)
 }
 
 // TryAcquire takes the lock if it is free, and never waits for a holder: [ErrNotAcquired]. Otherwise it is
 // [Client.Acquire]. It waits for one round trip, but not beyond the end of ctx.
 func (c *Client[TX]) TryAcquire(ctx context.Context, key Key, cfg *LockConfig) (*Lock[TX], error) {
-	return c.acquire(ctx, context.WithoutCancel(ctx), key, cfg, false)
+	return c.acquire(ctx, nil, key, cfg, false)
 }
 
 // AcquireAll acquires several locks, all or none, as [Client.Acquire] does each, in an order that is the same for
@@ -81,9 +81,9 @@ func (c *Client[TX]) Do(ctx context.Context, key Key, fn func(ctx context.Contex
 	return errors.Join(err, lock.Release(ctx))
 }
 
-func (c *Client[TX]) acquire(ctx, parent context.Context, key Key, cfg *LockConfig, patient bool) (*Lock[TX], error) {
+func (c *Client[TX]) acquire(ctx, work context.Context, key Key, cfg *LockConfig, patient bool) (*Lock[TX], error) {
 	l := &Lock[TX]{client: c}
-	r := &request{parent: parent, key: key, patient: patient, handle: l, answer: make(chan answer, 1)}
+	r := &request{ctx: ctx, work: work, key: key, patient: patient, handle: l, bell: newBell()}
 	if cfg != nil {
 		r.cfg = *cfg
 	}
@@ -95,7 +95,7 @@ func (c *Client[TX]) acquire(ctx, parent context.Context, key Key, cfg *LockConf
 		}
 		return nil, fmt.Errorf("dblock: %s %s: %w", verb, key, err)
 	}
-	l.tenure, l.ctx = t, heldContext{t.ctx}
+	l.tenure, l.ctx = t, heldContext{&t.ctx}
 	return l, nil
 }
 
@@ -126,8 +126,8 @@ func (e *engine) acquire(ctx context.Context, r *request) (*tenure, error) {
 		return nil, err
 	}
 	select {
-	case a := <-r.answer:
-		return a.tenure, a.err
+	case <-r.rung:
+		return r.tenure, r.err
 	case <-ctx.Done():
 		return nil, e.giveUp(ctx, r)
 	}
@@ -138,18 +138,16 @@ func (e *engine) giveUp(ctx context.Context, r *request) error {
 	err := fmt.Errorf("%w: %w", ErrNotAcquired, context.Cause(ctx)) // without the mutex: a ctx made of a lock's asks us
 	e.mu.Lock()
 	defer e.unlock()
-	select {
-	case a := <-r.answer:
-		if a.tenure != nil && a.tenure.check() == nil {
-			a.tenure.leave()
+	if r.answered() {
+		if t := r.tenure; t != nil && t.check() == nil {
+			t.leave()
 		}
 		return err
-	default:
 	}
 	if en := e.entries[r.number]; en != nil && slices.Contains(e.parked, en) {
 		err = fmt.Errorf("%w: all %d connections for waiting are in use (Config.MaxWaiters): %w", ErrCapacity, e.cfg.MaxWaiters, err)
 	}
 	e.leave(r)
-	e.tell(Event{Kind: Refused, Key: r.key, Took: e.now() - r.began, Err: err})
+	e.tell(Event{Kind: Refused, Key: r.key, Err: err}, r.began)
 	return err
 }

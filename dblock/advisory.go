@@ -45,21 +45,26 @@ func (a advisory) shutdown() {
 	}
 }
 
-// try asks for the key on a shard.
-// Requests of several keys travel together.
+// try asks for the key on a shard. Requests of several keys travel together.
 func (a advisory) try(en *entry, r *request) {
-	e := a.engine
 	en.phase = asking
-	shared := r.cfg.Shared
-	e.place(&op{kind: opTake, number: en.number, shared: shared, done: func(s *session, res result) {
-		en.phase = quiet
-		if res.err == nil && res.got == 1 {
-			e.granted(en, s, shared, s.epoch, res.sequence)
-			return
-		}
-		e.used--
-		a.notGranted(en, r, res)
-	}})
+	a.place(a.take(en, r, (*op).tried))
+}
+
+func (a advisory) take(en *entry, r *request, done func(*op, *session, result)) *op {
+	return &op{kind: opTake.of(r.cfg.Shared), number: en.number, engine: a.engine, entry: en, request: r, done: done}
+}
+
+// tried goes on after a try.
+func (o *op) tried(s *session, res result) {
+	e, en := o.engine, o.entry
+	en.phase = quiet
+	if res.err == nil && res.got == 1 {
+		e.granted(en, s, o.kind == opTakeShared, s.epoch, res.sequence)
+		return
+	}
+	e.used--
+	advisory{e}.notGranted(en, o.request, res)
 }
 
 // notGranted goes on after a try that failed. The request may have left meanwhile.
@@ -94,18 +99,23 @@ func (a advisory) unqueue(en *entry) {
 // there may be more of them. The question goes to another session than the one that holds the
 // lock, to which the server would say yes in any case.
 func (a advisory) peek(en *entry) {
-	e, h := a.engine, en.hold
 	en.phase = asking
-	e.place(&op{kind: opPeek, number: en.number, not: h.ground.(*session), done: func(_ *session, res result) {
-		en.phase = quiet
-		if res.err == nil && res.got == 1 {
-			h.since, h.handed = e.now(), 0
-		} else {
-			h.closing = true
-			time.AfterFunc(e.limits.rush, h.reopen) // who queued may have left
-		}
-		e.advance(en)
-	}})
+	a.place(&op{
+		kind: opPeek, number: en.number, not: en.hold.ground.(*session),
+		engine: a.engine, entry: en, hold: en.hold, done: (*op).peeked,
+	})
+}
+
+func (o *op) peeked(_ *session, res result) {
+	e, en, h := o.engine, o.entry, o.hold
+	en.phase = quiet
+	if res.err == nil && res.got == 1 {
+		h.since, h.handed = e.now(), 0
+	} else {
+		h.closing = true
+		time.AfterFunc(e.limits.rush, h.reopen) // who queued may have left
+	}
+	e.advance(en)
 }
 
 // reopen lets shared callers ask again whether they may join.
@@ -119,20 +129,38 @@ func (h *hold) reopen() {
 	}
 }
 
-// giveBack tells the session to give the key back.
+// giveBack tells the session to give the key back. If callers of this process want it again, the same request asks
+// for it: whoever waits in the server's queue has it then.
 func (a advisory) giveBack(en *entry, h *hold) {
 	e, s := a.engine, h.ground.(*session)
 	delete(s.holds, h)
-	e.send(s, &op{kind: opDrop, number: en.number, shared: h.shared, done: func(s *session, res result) {
-		e.used--
-		en.phase = quiet
-		h.left(res.err)
-		if s.waiter && en.waiter == s {
-			e.dropped(en, s)
-			return
-		}
-		e.advance(en)
-	}})
+	drop := &op{kind: opDrop.of(h.shared), number: en.number, engine: e, entry: en, hold: h, done: (*op).dropped}
+	if s.waiter || len(en.line) == 0 || en.line[0].asked || e.used >= e.budget {
+		e.send(s, drop)
+		return
+	}
+	drop.done = (*op).swapped
+	e.used++
+	e.send(s, drop)
+	e.send(s, a.take(en, en.line[0], (*op).tried))
+}
+
+func (o *op) dropped(s *session, res result) {
+	e, en := o.engine, o.entry
+	e.used--
+	en.phase = quiet
+	o.hold.left(res.err)
+	if s.waiter && en.waiter == s {
+		e.dropped(en, s)
+		return
+	}
+	e.advance(en)
+}
+
+// swapped is dropped when another op of the entry follows.
+func (o *op) swapped(_ *session, res result) {
+	o.engine.used--
+	o.hold.left(res.err)
 }
 
 // carry notes that a hold stands on this session.

@@ -11,32 +11,50 @@ import (
 	"github.com/pgonce/pgonce/internal/pg"
 )
 
-// op is one thing asked of a session that answers at once. What it is about stays with the caller, in done,
-// which runs under the mutex.
+// op is one thing asked of a session that answers at once.
 type op struct {
 	kind   opKind
 	number int64
-	shared bool
 	not    *session // anywhere but here
-	done   func(*session, result)
 
-	// Whoever leads notes the answer here.
-	said bool
-	got  int
+	// What it is about, and what is done about the answer, under the mutex.
+	engine  *engine
+	entry   *entry
+	request *request
+	hold    *hold
+	done    func(*op, *session, result)
+
+	// The answer, noted by whoever leads.
+	got      int
+	sequence int64
 }
 
 type opKind int
 
+// The kinds, in the order in which the server is asked: a key may be given back and taken in one request.
 const (
-	opTake opKind = iota
-	opDrop
+	opDrop opKind = iota
+	opDropShared
+	opTake
+	opTakeShared
 	opPeek
 	opBeat // nothing, to be heard
 )
 
+func (k opKind) takes() bool { return k == opTake || k == opTakeShared }
+func (k opKind) drops() bool { return k == opDrop || k == opDropShared }
+
+// of is the kind for a shared lock, if it is one.
+func (k opKind) of(shared bool) opKind {
+	if shared {
+		return k + 1
+	}
+	return k
+}
+
 // result is the server's answer to an op.
 type result struct {
-	got      int // of sqlTake, sqlDrop or sqlPeek
+	got      int // 1: it is as it was asked for; else what sqlTake, sqlDrop or sqlPeek say
 	sequence int64
 	err      error
 }
@@ -44,11 +62,11 @@ type result struct {
 // place sends an op to a shard with room, and opens one if there is none.
 func (e *engine) place(o *op) {
 	if e.closed {
-		o.done(nil, result{err: ErrClosed})
+		o.done(o, nil, result{err: ErrClosed})
 		return
 	}
 	for _, s := range e.shards {
-		if s != o.not && (o.kind != opTake || len(s.holds)+s.asked < e.limits.perShard) {
+		if s != o.not && (!o.kind.takes() || len(s.holds)+s.asked < e.limits.perShard) {
 			e.send(s, o)
 			return
 		}
@@ -74,7 +92,7 @@ func (e *engine) openShard() {
 	}
 	if err != nil {
 		for _, o := range ops {
-			o.done(nil, result{err: err})
+			o.done(o, nil, result{err: err})
 		}
 		return
 	}
@@ -89,10 +107,10 @@ func (e *engine) openShard() {
 // all that has come by then in one request, and what comes meanwhile in the next.
 func (e *engine) send(s *session, o *op) {
 	if s.lost != nil {
-		o.done(s, result{err: errGone})
+		o.done(o, s, result{err: errGone})
 		return
 	}
-	if o.kind == opTake {
+	if o.kind.takes() {
 		s.asked++
 	}
 	s.queue = append(s.queue, o)
@@ -146,35 +164,34 @@ func (s *session) finish(batch []*op, a *answers) {
 		switch {
 		case s.lost != nil:
 			return result{err: errGone}
-		case a.err != nil && o.kind == opDrop:
+		case a.err != nil && o.kind.drops():
 			return result{got: 1} // settled: it is given back
 		case a.err != nil:
 			return result{err: a.err}
 		}
-		return result{got: o.got, sequence: a.sequence}
+		return result{got: o.got, sequence: o.sequence}
 	})
 }
 
 func (s *session) finishEach(batch []*op, resultOf func(*op) result) {
 	for _, o := range batch {
-		if o.kind == opTake {
+		if o.kind.takes() {
 			s.asked--
 		}
 	}
 	for _, o := range batch {
 		if o.done != nil {
-			o.done(s, resultOf(o))
+			o.done(o, s, resultOf(o))
 		}
 	}
 }
 
 // answers are what the server said to a batch, but for what its ops note.
 type answers struct {
-	session  *session
-	sent     time.Duration
-	sequence int64
-	err      error
-	gone     bool // the session is no good any more
+	session *session
+	sent    time.Duration
+	err     error
+	gone    bool // the session is no good any more
 }
 
 // ask sends a batch in one request, and settles it if anything is wrong with the answer: then every key of it
@@ -182,9 +199,9 @@ type answers struct {
 func (s *session) ask(batch []*op) *answers {
 	a := &answers{session: s}
 	switch o := batch[0]; {
-	case len(batch) == 1 && o.kind == opTake && !o.shared:
+	case len(batch) == 1 && o.kind == opTake:
 		a.takeOne(o)
-	case len(batch) == 1 && o.kind == opDrop && !o.shared:
+	case len(batch) == 1 && o.kind == opDrop:
 		a.dropOne(o)
 	default:
 		a.askAll(batch)
@@ -212,32 +229,22 @@ func (a *answers) takeOne(o *op) {
 	a.run(pg.Stmt{
 		SQL: a.session.engine.sql.takeOne, Args: []any{o.number, o.number ^ companionExclusive, o.number ^ companionShared}, Dest: []any{&got},
 	})
-	o.said, o.got, a.sequence = true, int(min(got, 1)), max(got, 0)
+	o.got, o.sequence = int(min(got, 1)), max(got, 0)
 }
 
 func (a *answers) dropOne(o *op) {
 	var held bool
 	a.run(pg.Stmt{SQL: sqlUnlock, Args: []any{o.number}, Dest: []any{&held}})
-	o.said, o.got = true, btoi(held)
+	o.got = btoi(held)
 }
 
 func (a *answers) askAll(batch []*op) {
-	var texts [opBeat]string
+	var said [opBeat]saying
 	var pid int64
 	stmts := make([]pg.Stmt, 0, 2)
-	for kind := opTake; kind < opBeat; kind++ {
-		keys, shared := arrays(batch, kind)
-		if keys == "" {
-			continue
-		}
-		switch text := &texts[kind]; kind {
-		case opTake:
-			stmts = append(stmts, pg.Stmt{SQL: a.session.engine.sql.take, Args: []any{keys, shared, int64(companionExclusive), int64(companionShared)}, Dest: []any{text, &a.sequence}})
-		case opDrop:
-			stmts = append(stmts, pg.Stmt{SQL: sqlDrop, Args: []any{keys, shared}, Dest: []any{text}})
-		case opPeek:
-			stmts = append(stmts, pg.Stmt{SQL: sqlPeek, Args: []any{keys}, Dest: []any{text}})
-		case opBeat:
+	for kind := range opBeat {
+		if keys := said[kind].keys(batch, kind); keys != "" {
+			stmts = append(stmts, said[kind].stmt(a.session.engine.sql.batch[kind], kind, keys))
 		}
 	}
 	if len(stmts) == 0 {
@@ -247,40 +254,81 @@ func (a *answers) askAll(batch []*op) {
 	if pid != 0 && pid != a.session.pid {
 		a.err, a.gone = ErrSessionNotPinned, true
 	}
-	for kind, text := range texts {
-		note(batch, opKind(kind), text)
+	for kind := range opBeat {
+		if a.err == nil {
+			a.err = said[kind].note(batch, kind)
+		}
 	}
 }
 
-// note notes an answer with the ops that it is for. It names each key.
-func note(batch []*op, kind opKind, text string) {
-	if text == "" {
-		return
-	}
-	ops := make(map[int64]*op, len(batch))
+// saying is what the server says of the keys of one kind.
+type saying struct {
+	asked, ones int64
+	others      string
+	sequence    int64
+}
+
+// keys is the text of their array, or nothing.
+func (y *saying) keys(batch []*op, kind opKind) string {
+	text := []byte{'{'}
 	for _, o := range batch {
 		if o.kind == kind {
-			ops[o.number] = o
+			y.asked++
+			text = append(strconv.AppendInt(text, o.number, 10), ',')
 		}
 	}
-	for pair := range strings.SplitSeq(text, ",") {
+	if y.asked == 0 {
+		return ""
+	}
+	text[len(text)-1] = '}'
+	return string(text)
+}
+
+func (y *saying) stmt(sql string, kind opKind, keys string) pg.Stmt {
+	st := pg.Stmt{SQL: sql, Args: []any{keys}, Dest: []any{&y.ones, &y.others}}
+	if kind.takes() {
+		st.Args = append(st.Args, int64(companionExclusive))
+		st.Dest = append(st.Dest, &y.sequence)
+	}
+	if kind == opTake {
+		st.Args = append(st.Args, int64(companionShared))
+	}
+	return st
+}
+
+// note notes the answers with the ops that they are for. Each key is counted or named, or else nobody knows what
+// became of it.
+func (y *saying) note(batch []*op, kind opKind) error {
+	named := map[int64]int{}
+	for pair := range strings.SplitSeq(y.others, ",") {
 		number, got, _ := strings.Cut(pair, ":")
 		n, err1 := strconv.ParseInt(number, 10, 64)
 		g, err2 := strconv.Atoi(got)
-		if o := ops[n]; o != nil && err1 == nil && err2 == nil {
-			o.said, o.got = true, g
+		if err1 == nil && err2 == nil {
+			named[n] = g
 		}
 	}
+	found := y.ones
+	for _, o := range batch {
+		if o.kind != kind {
+			continue
+		}
+		o.got, o.sequence = 1, y.sequence
+		if got, ok := named[o.number]; ok {
+			o.got = got
+			found++
+		}
+	}
+	if found != y.asked {
+		return fmt.Errorf("the server said of %d locks what became of them, and was asked for %d", found, y.asked)
+	}
+	return nil
 }
 
-// check sees to it that each key of the batch was answered, and what is given back had been held.
+// check sees to it that what is given back had been held.
 func (a *answers) check(batch []*op) {
 	for _, o := range batch {
-		switch {
-		case o.kind == opBeat:
-		case !o.said:
-			a.err = fmt.Errorf("the server did not say what became of lock %d", o.number)
-		case o.kind == opDrop && o.got == 0:
+		if o.kind.drops() && o.got != 1 {
 			a.err, a.gone = fmt.Errorf("%w: the server did not have lock %d", ErrNotHeld, o.number), true
 		}
 	}
@@ -322,25 +370,6 @@ func (s *session) settle(numbers []int64) (sent time.Duration, err error) {
 		}
 	}
 	return sent, nil
-}
-
-// arrays are the keys of one kind, and their modes, as the text of Postgres arrays.
-func arrays(batch []*op, kind opKind) (keys, shared string) {
-	var k, m strings.Builder
-	for _, o := range batch {
-		if o.kind != kind {
-			continue
-		}
-		appendNumber(&k, o.number)
-		if m.Len() > 0 {
-			m.WriteByte(',')
-		}
-		m.WriteByte("ft"[btoi(o.shared)])
-	}
-	if k.Len() == 0 {
-		return "", ""
-	}
-	return "{" + k.String() + "}", "{" + m.String() + "}"
 }
 
 func appendNumber(b *strings.Builder, n int64) {

@@ -85,13 +85,11 @@ func neverGiveBack(ctx context.Context, s *tampered, stmts []pg.Stmt) error {
 		switch st.SQL {
 		case dblock.SQLUnlock:
 			*st.Dest[0].(*bool) = true
-			continue
-		case dblock.SQLDrop:
+		case dblock.SQLDrop, dblock.SQLDropShared:
+			*st.Dest[0].(*int64) = int64(strings.Count(st.Args[0].(string), ",") + 1)
 		default:
 			rest = append(rest, st)
-			continue
 		}
-		*st.Dest[0].(*string) = strings.ReplaceAll(strings.Trim(st.Args[0].(string), "{}"), ",", ":1,") + ":1"
 	}
 	if len(rest) == 0 {
 		return nil
@@ -102,7 +100,7 @@ func neverGiveBack(ctx context.Context, s *tampered, stmts []pg.Stmt) error {
 // drawFirst draws the token before it asks for the lock.
 func drawFirst(ctx context.Context, s *tampered, stmts []pg.Stmt) error {
 	for _, st := range stmts {
-		if st.SQL != dblock.SQLTake && st.SQL != dblock.SQLTakeOne && st.SQL != dblock.SQLQueue {
+		if st.SQL != dblock.SQLTake && st.SQL != dblock.SQLTakeShared && st.SQL != dblock.SQLTakeOne && st.SQL != dblock.SQLQueue {
 			continue
 		}
 		if err := s.Run(ctx, pg.Stmt{SQL: `SELECT nextval('"pgonce"."fence"')`, Dest: []any{&s.drawn}}); err != nil {
@@ -120,7 +118,9 @@ func drawFirst(ctx context.Context, s *tampered, stmts []pg.Stmt) error {
 	}
 	for _, st := range stmts {
 		switch st.SQL {
-		case dblock.SQLTake, dblock.SQLOwn:
+		case dblock.SQLTake, dblock.SQLTakeShared:
+			*st.Dest[2].(*int64) = s.drawn
+		case dblock.SQLOwn:
 			*st.Dest[1].(*int64) = s.drawn
 		case dblock.SQLTakeOne:
 			if got := st.Dest[0].(*int64); *got > 0 {
@@ -135,8 +135,10 @@ func drawFirst(ctx context.Context, s *tampered, stmts []pg.Stmt) error {
 func shareAll(ctx context.Context, s *tampered, stmts []pg.Stmt) error {
 	for i, st := range stmts {
 		switch st.SQL {
-		case dblock.SQLTake, dblock.SQLDrop:
-			stmts[i].Args[1] = strings.ReplaceAll(st.Args[1].(string), "f", "t")
+		case dblock.SQLTake:
+			stmts[i].SQL, stmts[i].Args = dblock.SQLTakeShared, st.Args[:2]
+		case dblock.SQLDrop:
+			stmts[i].SQL = dblock.SQLDropShared
 		case dblock.SQLTakeOne:
 			stmts[i].SQL = strings.ReplaceAll(st.SQL, "pg_try_advisory_lock($1", "pg_try_advisory_lock_shared($1")
 		case dblock.SQLUnlock:

@@ -42,6 +42,8 @@ type engine struct {
 	relaxed    []*wait    // on those sessions, in slices of full length
 	polling    bool       // somebody asks for the parked ones
 	news       []func()   // to be told when the mutex is let go
+
+	bells, lastBell *bell // to ring when the mutex is let go
 }
 
 // limits are constants that tests change.
@@ -60,7 +62,10 @@ var defaultLimits = limits{
 }
 
 // statements are the constants of sql.go for the client's schema.
-type statements struct{ epoch, newEpoch, join, take, takeOne, own string }
+type statements struct {
+	epoch, newEpoch, join, takeOne, own string
+	batch                               [opBeat]string
+}
 
 func newEngine(ctx context.Context, db func(context.Context) (pg.Session, error), cfg Config) *engine {
 	e := &engine{
@@ -69,7 +74,11 @@ func newEngine(ctx context.Context, db func(context.Context) (pg.Session, error)
 		gate:   pg.LockNumber("pgonce.dblock.gate", cfg.Schema), members: pg.LockNumber("pgonce.dblock.members", cfg.Schema),
 		sql: statements{
 			epoch: pg.In(cfg.Schema, sqlEpoch), newEpoch: pg.In(cfg.Schema, sqlNewEpoch), join: pg.In(cfg.Schema, sqlJoin),
-			take: pg.In(cfg.Schema, sqlTake), takeOne: pg.In(cfg.Schema, sqlTakeOne), own: pg.In(cfg.Schema, sqlOwn),
+			takeOne: pg.In(cfg.Schema, sqlTakeOne), own: pg.In(cfg.Schema, sqlOwn),
+			batch: [opBeat]string{
+				opDrop: sqlDrop, opDropShared: sqlDropShared, opPeek: sqlPeek,
+				opTake: pg.In(cfg.Schema, sqlTake), opTakeShared: pg.In(cfg.Schema, sqlTakeShared),
+			},
 		},
 	}
 	e.kind = advisory{e}
@@ -97,9 +106,14 @@ func (e *engine) unlock() { e.unlockAs(false) }
 // unlockAs is unlock for a caller who may wait for a trip, so that he can send by himself what he has asked for: it
 // saves waking up a goroutine twice.
 func (e *engine) unlockAs(leader bool) {
-	news, led := e.news, e.leaderless
-	e.news, e.leaderless = nil, nil
+	news, led, bells := e.news, e.leaderless, e.bells
+	e.news, e.leaderless, e.bells = nil, nil, nil
 	e.mu.Unlock()
+	for bells != nil {
+		b := bells
+		bells = b.next
+		close(b.rung)
+	}
 	defer leadAll(led, leader) // also when Observe panics and the caller recovers: others wait for what is sent there
 	for _, tell := range news {
 		tell()
@@ -116,11 +130,30 @@ func leadAll(led []*session, caller bool) {
 	}
 }
 
-// tell keeps an event for [engine.unlock].
-func (e *engine) tell(ev Event) {
+// tell keeps an event for [engine.unlock], of what has begun at a time.
+func (e *engine) tell(ev Event, began time.Duration) {
 	if e.cfg.Observe != nil {
+		ev.Took = e.now() - began
 		e.news = append(e.news, func() { e.cfg.Observe(ev) })
 	}
+}
+
+// bell wakes a caller, once. Those that are to ring are a list.
+type bell struct {
+	rung chan struct{}
+	next *bell
+}
+
+func newBell() bell { return bell{rung: make(chan struct{})} }
+
+// ring keeps a bell for [engine.unlock]: whoever it wakes wants the mutex.
+func (e *engine) ring(b *bell) {
+	if e.bells == nil {
+		e.bells = b
+	} else {
+		e.lastBell.next = b
+	}
+	e.lastBell = b
 }
 
 // close refuses new callers, tells those that wait, ends every tenure and gives everything back.

@@ -47,16 +47,15 @@ func (f *fakeServer) RunAll(ctx context.Context, stmts ...pg.Stmt) error {
 			f.drops++
 			*s.Dest[0].(*bool) = true
 		case sqlPeek:
-			*s.Dest[0].(*string) = strings.ReplaceAll(strings.Trim(s.Args[0].(string), "{}"), ",", ":1,") + ":1"
-		case sqlTake, sqlDrop:
-			*s.Dest[0].(*string) = strings.ReplaceAll(strings.Trim(s.Args[0].(string), "{}"), ",", ":1,") + ":1"
-			if s.SQL == sqlDrop {
-				f.drops++
-				continue
-			}
+			sayYes(s)
+		case sqlDrop, sqlDropShared:
+			sayYes(s)
+			f.drops++
+		case sqlTake, sqlTakeShared:
+			sayYes(s)
 			f.takes++
 			f.sequence++
-			*s.Dest[1].(*int64) = f.sequence
+			*s.Dest[2].(*int64) = f.sequence
 		case pg.SQLBackendPID:
 			f.beats++
 			*s.Dest[0].(*int64) = f.pid
@@ -64,6 +63,9 @@ func (f *fakeServer) RunAll(ctx context.Context, stmts ...pg.Stmt) error {
 	}
 	return nil
 }
+
+// sayYes answers for all keys of a statement as one expects.
+func sayYes(s pg.Stmt) { *s.Dest[0].(*int64) = int64(strings.Count(s.Args[0].(string), ",") + 1) }
 
 func (f *fakeServer) Run(ctx context.Context, s pg.Stmt) error { return f.RunAll(ctx, s) }
 func (*fakeServer) Query(context.Context, string, ...any) iter.Seq2[pg.Scan, error] {

@@ -14,9 +14,10 @@ type entry struct {
 	number int64
 	key    Key
 	phase  phase
-	hold   *hold      // what the server has granted
-	line   []*request // who wants it, first come first served
-	waiter *session   // of the sessions for waiting, the one that waits for the key or holds it
+	hold   *hold       // what the server has granted
+	line   []*request  // who wants it, first come first served
+	room   [1]*request // of the line, for as long as there is one
+	waiter *session    // of the sessions for waiting, the one that waits for the key or holds it
 
 	wake chan struct{} // of a wait for a lease: look whether it is still wanted
 }
@@ -33,7 +34,8 @@ const (
 
 // request is a caller that wants a lock.
 type request struct {
-	parent  context.Context // of the tenure's ctx
+	ctx     context.Context // the caller's
+	work    context.Context // of the tenure's ctx; nil if that keeps only the values of ctx
 	outer   *lockContext    // of the tenure in whose work it is asked for
 	key     Key
 	number  int64 // of the key
@@ -43,13 +45,14 @@ type request struct {
 	tries   int  // round trips that were lost, or held up for no good reason
 	asked   bool // and somebody had it
 	began   time.Duration
-	answer  chan answer // has room for the one it gets
-}
 
-type answer struct {
+	// The answer, and what rings when it is there.
 	tenure *tenure
 	err    error
+	bell
 }
+
+func (r *request) answered() bool { return r.tenure != nil || r.err != nil }
 
 // hold is one grant of the server. Callers of this process that follow each other within it have tokens of
 // its block.
@@ -65,13 +68,15 @@ type hold struct {
 	fenced   bool          // a transaction of the caller's may outlive the tenure, so there are no heirs
 	closing  bool          // others queue for it: no more joins
 	tenures  []*tenure
-	leavers  []chan error // who wait until it is given back, or has another tenure
+	leavers  []*tenure  // who wait until it is given back, or has another tenure
+	room     [2]*tenure // of those two, for as long as there is one of each
 }
 
 // refuse answers a request with an error. It must be out of its line, or the line gone.
 func (e *engine) refuse(r *request, err error) {
-	r.answer <- answer{err: err}
-	e.tell(Event{Kind: Refused, Key: r.key, Took: e.now() - r.began, Err: err})
+	r.err = err
+	e.ring(&r.bell)
+	e.tell(Event{Kind: Refused, Key: r.key, Err: err}, r.began)
 }
 
 // enter puts a request into its line.
@@ -82,6 +87,7 @@ func (e *engine) enter(r *request) error {
 	en := e.entries[r.number]
 	if en == nil {
 		en = &entry{number: r.number, key: r.key}
+		en.line = en.room[:0]
 		e.entries[r.number] = en
 	} else if en.key != r.key {
 		return fmt.Errorf("%w: %s and %s", ErrCollision, en.key, r.key)
@@ -166,7 +172,7 @@ func (e *engine) turnAway(en *entry) {
 // admits reports whether the hold has room for one more tenure: a hand-over, or another shared one.
 func (e *engine) admits(en *entry, r *request) bool {
 	h := en.hold
-	if en.phase != quiet || h == nil || h.shared != r.cfg.Shared || h.fenced || h.closing || !h.ground.alive() {
+	if en.phase != quiet || h == nil || h.shared != r.cfg.Shared || h.fenced || h.closing {
 		return false
 	}
 	if len(h.tenures) > 0 && !h.shared {
@@ -189,20 +195,18 @@ func (e *engine) grant(h *hold, r *request) {
 	t := newTenure(e, h, r)
 	h.tenures = append(h.tenures, t)
 	h.left(nil) // who has left it meanwhile does not wait for the one who has it now
-	e.tell(Event{Kind: Acquired, Key: r.key, Token: t.token, Took: e.now() - r.began})
-	r.answer <- answer{tenure: t}
+	e.tell(Event{Kind: Acquired, Key: r.key, Token: t.token}, r.began)
+	r.tenure = t
+	e.ring(&r.bell)
 }
 
 // granted makes a hold of what the server has given.
 func (e *engine) granted(en *entry, g ground, shared bool, epoch, sequence int64) {
 	h := &hold{entry: en, ground: g, shared: shared, epoch: epoch, sequence: sequence, local: -1, since: e.now()}
+	h.tenures, h.leavers = h.room[:0:1], h.room[1:1]
 	en.hold, en.phase = h, quiet
 	g.carry(h)
-	if !g.alive() { // the answer took longer than the server's patience may have
-		g.lose(LostSilence, nil)
-		return
-	}
-	e.advance(en)
+	e.advance(en) // which ends it at once if the answer took longer than the server's patience may have
 }
 
 // ask asks the server for the key of a free entry: one try; after that a wait.
@@ -231,8 +235,11 @@ func (e *engine) drop(en *entry) {
 
 // left tells those who wait for it that the hold is given back, or what else has become of it.
 func (h *hold) left(err error) {
-	for _, word := range h.leavers {
-		word <- err
+	for _, t := range h.leavers {
+		if err != nil {
+			t.err = t.lostError(lossKind(err), err)
+		}
+		t.engine.ring(&t.left)
 	}
-	h.leavers = nil
+	h.leavers = h.leavers[:0]
 }

@@ -74,9 +74,11 @@ func SessionOf[TX any](l *Lock[TX]) int64 { return l.tenure.hold.ground.(*sessio
 // What sessions are asked, for tests that change it on the way.
 const (
 	SQLTake        = sqlTake
+	SQLTakeShared  = sqlTakeShared
 	SQLTakeOne     = sqlTakeOne
 	SQLUnlock      = sqlUnlock
 	SQLDrop        = sqlDrop
+	SQLDropShared  = sqlDropShared
 	SQLQueue       = sqlQueue
 	SQLQueueShared = sqlQueueShared
 	SQLOwn         = sqlOwn

@@ -48,7 +48,7 @@ func (t *tenure) reportLeak() {
 		return
 	}
 	held := e.now() - t.granted
-	e.tell(Event{Kind: Leaked, Key: t.key, Token: t.token, Took: held})
+	e.tell(Event{Kind: Leaked, Key: t.key, Token: t.token}, t.granted)
 	e.news = append(e.news, func() {
 		e.cfg.Logger.WarnContext(e.ctx, "dblock: lock was dropped without Release; it is kept until the client is closed",
 			"key", t.key.String(), "token", int64(t.token), "held", held)

@@ -34,15 +34,15 @@ type tenure struct {
 	key     Key
 	shared  bool
 	token   Token
-	ctx     *lockContext
+	ctx     lockContext
 	granted time.Duration
 	overrun *time.Timer
 
 	// Under the engine's mutex.
-	handle handle        // of who has the lock, until it is watched; a released one is not
-	over   error         // nil while it lasts: ErrNotHeld, or a *LostError
-	left   chan struct{} // closed when the release is over; nil before it began
-	err    error         // of the release
+	handle handle // of who has the lock, until it is watched; a released one is not
+	over   error  // nil while it lasts: ErrNotHeld, or a *LostError
+	left   bell   // rings when the release is over
+	err    error  // of the release
 }
 
 func newTenure(e *engine, h *hold, r *request) *tenure {
@@ -51,7 +51,7 @@ func newTenure(e *engine, h *hold, r *request) *tenure {
 		token: newToken(h.epoch, h.sequence, h.local), handle: r.handle,
 	}
 	r.handle = nil // which may be kept for longer, in lists
-	t.ctx = newLockContext(r.parent, r.outer, t)
+	t.ctx.tenure, t.ctx.caller, t.ctx.work, t.ctx.outer = t, r.ctx, r.work, r.outer
 	if r.cfg.Expect > 0 {
 		t.overrun = time.AfterFunc(r.cfg.Expect, t.reportOverrun)
 	}
@@ -116,47 +116,38 @@ func (t *tenure) check() error {
 func (t *tenure) release() error {
 	e := t.engine
 	e.mu.Lock()
-	if t.left != nil {
-		e.unlock()
-		<-t.left
-		return t.err
+	switch {
+	case t.left.rung != nil:
+	case t.check() != nil:
+		t.left, t.err = newBell(), t.over
+		e.ring(&t.left)
+	default:
+		t.leave()
 	}
-	t.left = make(chan struct{})
-	defer close(t.left)
-	if t.check() != nil {
-		t.err = t.over
-		e.unlock()
-		return t.err
-	}
-	word := t.leave()
 	e.unlockAs(true)
-	if word != nil {
-		if err := <-word; err != nil {
-			t.err = t.lostError(lossKind(err), err)
-		}
-	}
+	<-t.left.rung
 	return t.err
 }
 
-// leave ends the tenure. If it was the last one of the hold, word tells when the hold is given back, or somebody
+// leave ends the tenure. If it was the last one of the hold, it has left when the hold is given back, or somebody
 // follows. The mutex is held.
-func (t *tenure) leave() (word chan error) {
+func (t *tenure) leave() {
 	h, e := t.hold, t.engine
-	t.over = ErrNotHeld
+	t.left = newBell()
 	t.stop(ErrNotHeld)
-	e.tell(Event{Kind: Released, Key: t.key, Token: t.token, Took: e.now() - t.granted})
+	e.tell(Event{Kind: Released, Key: t.key, Token: t.token}, t.granted)
 	h.tenures = slices.DeleteFunc(h.tenures, func(o *tenure) bool { return o == t })
 	if len(h.tenures) > 0 {
-		return nil
+		e.ring(&t.left)
+		return
 	}
-	word = make(chan error, 1)
-	h.leavers = append(h.leavers, word)
+	h.leavers = append(h.leavers, t)
 	e.advance(h.entry)
-	return word
 }
 
 func (t *tenure) stop(cause error) {
-	t.ctx.cancel(cause)
+	t.over = cause
+	t.ctx.end()
 	if t.overrun != nil {
 		t.overrun.Stop()
 	}
@@ -169,9 +160,8 @@ func (t *tenure) lose(kind LossKind, err error) {
 	}
 	e := t.engine
 	lost := t.lostError(kind, err)
-	t.over = lost
 	t.stop(lost)
-	e.tell(Event{Kind: Lost, Key: t.key, Token: t.token, Took: lost.Held, Err: lost})
+	e.tell(Event{Kind: Lost, Key: t.key, Token: t.token, Err: lost}, t.granted)
 	e.news = append(e.news, func() {
 		e.cfg.Logger.WarnContext(e.ctx, "dblock: lock lost", "key", t.key.String(), "token", int64(t.token), "error", lost)
 	})
@@ -189,7 +179,7 @@ func (t *tenure) reportOverrun() {
 		return
 	}
 	held := e.now() - t.granted
-	e.tell(Event{Kind: Overrun, Key: t.key, Token: t.token, Took: held})
+	e.tell(Event{Kind: Overrun, Key: t.key, Token: t.token}, t.granted)
 	e.news = append(e.news, func() {
 		e.cfg.Logger.WarnContext(e.ctx, "dblock: lock held for longer than expected", "key", t.key.String(), "token", int64(t.token), "held", held)
 	})

@@ -254,16 +254,16 @@ func (s *lockSession) run(st pg.Stmt) error {
 	case sqlAlive:
 		s.alone = st.Args[0].(int64)
 		*st.Dest[0].(*bool) = v.lock(s.alone).try(s, false)
-	case sqlTake:
-		return s.take(st)
+	case sqlTake, sqlTakeShared:
+		return s.take(st, st.SQL == sqlTakeShared)
 	case sqlTakeOne:
 		return s.takeOne(st)
 	case sqlUnlock:
 		*st.Dest[0].(*bool) = v.unlock(s, st.Args[0].(int64), false)
-	case sqlDrop:
-		s.each(st, func(n int64, shared bool) int { return btoi(v.unlock(s, n, shared)) })
+	case sqlDrop, sqlDropShared:
+		each(st, func(n int64) int { return btoi(v.unlock(s, n, st.SQL == sqlDropShared)) })
 	case sqlPeek:
-		s.each(st, func(n int64, _ bool) int {
+		each(st, func(n int64) int {
 			return btoi(v.lock(n).try(s, true) && v.unlock(s, n, true))
 		})
 	case sqlDropAll:
@@ -312,10 +312,10 @@ func (s *lockSession) busy(n int64, shared bool) int64 {
 	return 0
 }
 
-func (s *lockSession) take(st pg.Stmt) error {
-	s.each(st, s.takeKey)
+func (s *lockSession) take(st pg.Stmt, shared bool) error {
+	each(st, func(n int64) int { return s.takeKey(n, shared) })
 	s.server.sequence++
-	*st.Dest[1].(*int64) = s.server.sequence
+	*st.Dest[2].(*int64) = s.server.sequence
 	return s.server.memory()
 }
 
@@ -349,16 +349,18 @@ func (v *lockServer) memory() error {
 	return nil
 }
 
-func (s *lockSession) each(st pg.Stmt, do func(n int64, shared bool) int) {
-	var modes []string
-	if st.SQL != sqlPeek {
-		modes = strings.Split(strings.Trim(st.Args[1].(string), "{}"), ",")
+// each counts the keys for which do says 1, and names the others.
+func each(st pg.Stmt, do func(n int64) int) {
+	var ones int64
+	var others []string
+	for _, n := range numbersOf(st.Args[0]) {
+		if got := do(n); got == 1 {
+			ones++
+		} else {
+			others = append(others, fmt.Sprintf("%d:%d", n, got))
+		}
 	}
-	var answer []string
-	for i, n := range numbersOf(st.Args[0]) {
-		answer = append(answer, fmt.Sprintf("%d:%d", n, do(n, modes != nil && modes[i] == "t")))
-	}
-	*st.Dest[0].(*string) = strings.Join(answer, ",")
+	*st.Dest[0].(*int64), *st.Dest[1].(*string) = ones, strings.Join(others, ",")
 }
 
 func numbersOf(arg any) (all []int64) {

@@ -70,21 +70,23 @@ func (e *engine) tryParked(en *entry) {
 		return
 	}
 	en.phase = asking
-	shared := en.line[0].cfg.Shared
-	e.place(&op{kind: opTake, number: en.number, shared: shared, done: func(s *session, res result) {
-		en.phase = parking
-		switch {
-		case res.err == nil && res.got == 1:
-			e.unpark(en)
-			e.used++
-			e.granted(en, s, shared, s.epoch, res.sequence)
-		case len(en.line) == 0:
-			e.unpark(en)
-			en.phase = quiet
-			e.advance(en)
-		default:
-			e.turnAway(en)
-			e.unparkNext()
-		}
-	}})
+	e.place(advisory{e}.take(en, en.line[0], (*op).triedParked))
+}
+
+func (o *op) triedParked(s *session, res result) {
+	e, en := o.engine, o.entry
+	en.phase = parking
+	switch {
+	case res.err == nil && res.got == 1:
+		e.unpark(en)
+		e.used++
+		e.granted(en, s, o.kind == opTakeShared, s.epoch, res.sequence)
+	case len(en.line) == 0:
+		e.unpark(en)
+		en.phase = quiet
+		e.advance(en)
+	default:
+		e.turnAway(en)
+		e.unparkNext()
+	}
 }

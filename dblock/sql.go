@@ -4,9 +4,9 @@ package dblock
 // ones that may not run behind a pooler in transaction mode, and New refuses there. No statement reads
 // or writes a table but sqlEpoch, sqlNewEpoch and sqlJoin, by the primary key of a table of one row.
 //
-// Keys travel as text arrays, which every client library can send. Every answer names its key,
-// since the order in which unnest is evaluated is documented nowhere. MATERIALIZED keeps the planner
-// from evaluating a lock function twice.
+// Keys travel as text arrays, which every client library can send. An answer counts the keys for which all is as one
+// expects, and names the others, since the order in which unnest is evaluated is documented nowhere. The keys of a statement
+// differ, so a count that fits says of each what became of it. MATERIALIZED keeps the planner from evaluating a lock function twice.
 const (
 	// sqlFacts is what New and every connect must know about the server: its room for locks is shared by all
 	// clients. Locks: none.
@@ -101,22 +101,33 @@ FROM ahead LEFT JOIN flush ON true`
 	sqlBusyPID = `SELECT pg_backend_pid() FROM pg_sleep(0.05)`
 
 	// sqlTake tries to take keys: 1 taken, 0 held by somebody, -1 held up by a fenced transaction of a holder
-	// before. $3 and $4 are the companion masks: a successor must find the companions of those that it excludes
-	// free. The token is drawn when all is decided, so after the grant. Locks: one advisory for each key
-	// taken, until it is given back; it never waits.
+	// before. $2 and $3 are the companion masks: a successor must find the companions of those that it excludes
+	// free. The answer is how many were taken, and what became of each of the others. The token is drawn when all is
+	// decided, so after the grant. Locks: one advisory for each key taken, until it is given back; it never waits.
 	sqlTake = `
 WITH got AS MATERIALIZED (
     SELECT k, CASE
-        WHEN NOT CASE WHEN shared THEN pg_try_advisory_lock_shared(k) ELSE pg_try_advisory_lock(k) END THEN 0
-        WHEN NOT pg_try_advisory_lock(k # $3::bigint) THEN
-            CASE WHEN CASE WHEN shared THEN pg_advisory_unlock_shared(k) ELSE pg_advisory_unlock(k) END THEN -1 END
+        WHEN NOT pg_try_advisory_lock(k) THEN 0
+        WHEN NOT pg_try_advisory_lock(k # $2::bigint) THEN CASE WHEN pg_advisory_unlock(k) THEN -1 END
+        WHEN NOT pg_advisory_unlock(k # $2::bigint) THEN NULL
+        WHEN NOT pg_try_advisory_lock(k # $3::bigint) THEN CASE WHEN pg_advisory_unlock(k) THEN -1 END
         WHEN NOT pg_advisory_unlock(k # $3::bigint) THEN NULL
-        WHEN shared THEN 1
-        WHEN NOT pg_try_advisory_lock(k # $4::bigint) THEN CASE WHEN pg_advisory_unlock(k) THEN -1 END
-        WHEN NOT pg_advisory_unlock(k # $4::bigint) THEN NULL
         ELSE 1 END AS got
-    FROM unnest($1::text::bigint[], $2::text::boolean[]) AS want(k, shared))
-SELECT coalesce(string_agg(k || ':' || got, ','), ''),
+    FROM unnest($1::text::bigint[]) AS want(k))
+SELECT count(*) FILTER (WHERE got = 1), coalesce(string_agg(k || ':' || got, ',') FILTER (WHERE got < 1), ''),
+       CASE WHEN bool_or(got = 1) THEN nextval('"pgonce"."fence"') ELSE 0 END
+FROM got`
+
+	// sqlTakeShared is sqlTake for shared locks. They exclude only exclusive ones, so there is one mask, $2.
+	sqlTakeShared = `
+WITH got AS MATERIALIZED (
+    SELECT k, CASE
+        WHEN NOT pg_try_advisory_lock_shared(k) THEN 0
+        WHEN NOT pg_try_advisory_lock(k # $2::bigint) THEN CASE WHEN pg_advisory_unlock_shared(k) THEN -1 END
+        WHEN NOT pg_advisory_unlock(k # $2::bigint) THEN NULL
+        ELSE 1 END AS got
+    FROM unnest($1::text::bigint[]) AS want(k))
+SELECT count(*) FILTER (WHERE got = 1), coalesce(string_agg(k || ':' || got, ',') FILTER (WHERE got < 1), ''),
        CASE WHEN bool_or(got = 1) THEN nextval('"pgonce"."fence"') ELSE 0 END
 FROM got`
 
@@ -128,23 +139,26 @@ SELECT CASE
     WHEN pg_try_advisory_xact_lock($2::bigint) AND pg_try_advisory_xact_lock($3::bigint) THEN nextval('"pgonce"."fence"')
     WHEN pg_advisory_unlock($1::bigint) THEN -1 END`
 
-	// sqlDrop gives keys back: 1, or 0 for one that was not held. Locks: none.
+	// sqlDrop gives keys back: how many, and 0 for each that was not held. Locks: none.
 	sqlDrop = `
-WITH gone AS MATERIALIZED (
-    SELECT k, CASE WHEN CASE WHEN shared THEN pg_advisory_unlock_shared(k) ELSE pg_advisory_unlock(k) END THEN 1 ELSE 0 END AS gone
-    FROM unnest($1::text::bigint[], $2::text::boolean[]) AS held(k, shared))
-SELECT coalesce(string_agg(k || ':' || gone, ','), '') FROM gone`
+WITH gone AS MATERIALIZED (SELECT k, pg_advisory_unlock(k) AS gone FROM unnest($1::text::bigint[]) AS held(k))
+SELECT count(*) FILTER (WHERE gone), coalesce(string_agg(k || ':0', ',') FILTER (WHERE NOT gone), '') FROM gone`
+
+	// sqlDropShared is sqlDrop for shared locks. Locks: none.
+	sqlDropShared = `
+WITH gone AS MATERIALIZED (SELECT k, pg_advisory_unlock_shared(k) AS gone FROM unnest($1::text::bigint[]) AS held(k))
+SELECT count(*) FILTER (WHERE gone), coalesce(string_agg(k || ':0', ',') FILTER (WHERE NOT gone), '') FROM gone`
 
 	// sqlDropAll gives back all that the session holds. Locks: none.
 	sqlDropAll = `SELECT pg_advisory_unlock_all()`
 
-	// sqlPeek asks whether a shared lock could be had besides those of other sessions: 0 where one is queued for an
-	// exclusive lock. Lock: one advisory, shared, within the statement; it never waits.
+	// sqlPeek asks whether shared locks could be had besides those of other sessions: how many, and 0 for each where one is
+	// queued for an exclusive lock. Lock: one advisory, shared, within the statement; it never waits.
 	sqlPeek = `
 WITH free AS MATERIALIZED (
     SELECT k, CASE WHEN NOT pg_try_advisory_lock_shared(k) THEN 0 WHEN pg_advisory_unlock_shared(k) THEN 1 END AS free
     FROM unnest($1::text::bigint[]) AS held(k))
-SELECT coalesce(string_agg(k || ':' || free, ','), '') FROM free`
+SELECT count(*) FILTER (WHERE free = 1), coalesce(string_agg(k || ':0', ',') FILTER (WHERE free = 0), '') FROM free`
 
 	// sqlQueue waits for one key, for as long as lock_timeout allows. Lock: one advisory, until it
 	// is given back.

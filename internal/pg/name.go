@@ -39,8 +39,7 @@ func Printable(s string) string {
 // HashParts is the sha256 of the parts, each behind its length, so that no two lists run together to
 // the same bytes. Frozen: what it names is stored, and processes of two releases must agree on it.
 func HashParts(parts ...string) [sha256.Size]byte {
-	var room [512]byte
-	buf := room[:0]
+	buf := make([]byte, 0, 512) // on the stack
 	for _, p := range parts {
 		buf = binary.BigEndian.AppendUint64(buf, uint64(len(p)))
 		buf = append(buf, p...)
