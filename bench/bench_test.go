@@ -56,6 +56,10 @@ func TestSmoke(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	chart, err := os.ReadFile(strings.TrimSuffix(page, ".md") + "-s7.svg")
+	if err != nil || !bytes.Contains(chart, []byte("by hand")) || !strings.Contains(string(text), "(benchmarks-s7.svg)") {
+		t.Errorf("no chart of S7 on the page (%v):\n%s", err, chart)
+	}
 	for _, part := range []string{"# Benchmarks", "fsync", "### S10", "S3 hold=0us vs=queue ratio="} {
 		if !strings.Contains(string(text), part) {
 			t.Errorf("no %q on the page:\n%s", part, text)
@@ -128,6 +132,23 @@ func TestHistogram(t *testing.T) {
 		if got := all.quantile(part); got < want*98/100 || got > want*102/100+time.Microsecond {
 			t.Errorf("quantile %v is %v, want %v", part, got, want)
 		}
+	}
+}
+
+// The same figures make the same picture, byte by byte, and a small one.
+func TestCharts(t *testing.T) {
+	t.Parallel()
+	shares := []share{{"S1", "c=1, redislock", 1.04, 0.9, 1.2}, {"S1", "c=256, pglock", 24.99, 20, 31}}
+	one, err1 := drawShares("S1", shares)
+	other, err2 := drawShares("S1", shares)
+	if err := errors.Join(err1, err2); err != nil {
+		t.Fatal(err)
+	}
+	if !bytes.Equal(one, other) || len(one) > 32<<10 || !bytes.Contains(one, []byte("c=256, pglock")) {
+		t.Errorf("%d bytes, the same again: %v\n%s", len(one), bytes.Equal(one, other), one)
+	}
+	if out := os.Getenv("CHART"); out != "" {
+		_ = os.WriteFile(out, one, 0o644)
 	}
 }
 

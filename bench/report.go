@@ -22,6 +22,7 @@ type report struct {
 	part    strings.Builder
 	all     strings.Builder
 	judged  []verdict
+	shares  []share
 }
 
 // verdict says whether a target is reached.
@@ -82,6 +83,7 @@ func (r *report) compare(row, unit string, contenders []contender, found map[str
 		times := ""
 		if c.name != us {
 			times = fmt.Sprintf("%.2fx", ours.over(s, (*sample).rate))
+			r.share(row, c.name, ours, s)
 		}
 		r.printf("| %s | %s | %s to %s | %s |", c.name, grouped(s.of((*sample).rate)), grouped(rates[0]), grouped(rates[len(rates)-1]), times)
 		if waits {
@@ -132,11 +134,15 @@ func (r *report) verdicts(w io.Writer) {
 //go:embed page.md
 var page string
 
-// writePage writes all that was found to a file.
+// writePage writes all that was found to a file, and its charts beside it.
 func (r *report) writePage(name string) error {
+	charts, err := r.charts(name)
+	if err != nil {
+		return err
+	}
 	var b, lines strings.Builder
 	r.verdicts(&lines)
-	fmt.Fprintf(&b, page, r.machine, r.rounds, r.each, lines.String(), r.all.String())
+	fmt.Fprintf(&b, page, r.machine, r.rounds, r.each, lines.String(), charts, r.all.String())
 	return os.WriteFile(name, []byte(strings.TrimRight(b.String(), "\n")+"\n"), 0o644)
 }
 
