@@ -5,10 +5,10 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
-	"sync/atomic"
 	"time"
 
 	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgxpool"
 	"github.com/pgonce/pgonce/idem"
 )
 
@@ -19,7 +19,9 @@ func steps() target {
 
 const (
 	plainSteps      = "the same statements by hand"
+	batchedSteps    = "the same by hand, 128 keys a commit"
 	stepConnections = 32
+	stepsTogether   = 128 // keys in one commit of RunSteps, at most
 )
 
 // The statements of RunSteps: a key is claimed, its step is stored, the record takes the place of both.
@@ -72,6 +74,15 @@ func (g *ground) stepsAt(ctx context.Context, k *keys, workers int, ids *request
 		repeated(us, workers, false, func(ctx context.Context) error { return k.steps(ctx, ids.next()) }),
 		repeated(plainSteps, workers, false, func(ctx context.Context) error { return k.plainSteps(ctx, ids.next()) }),
 	}
+	if workers > 1 {
+		contenders = append(contenders, contender{name: batchedSteps, run: func(ctx context.Context, d time.Duration) (sample, error) {
+			s, err := hammer(ctx, 2, d, func(ctx context.Context, _ int) (time.Duration, error) { return 0, k.together(ctx, ids) })
+			for i := range s.served {
+				s.served[i] *= stepsTogether
+			}
+			return s, err
+		}})
+	}
 	row := fmt.Sprintf("c=%d", workers)
 	found, err := g.alternate(ctx, "S7 "+row, contenders)
 	if err != nil {
@@ -105,37 +116,87 @@ func (k *keys) plainSteps(ctx context.Context, id string) error {
 		return err
 	}
 	defer conn.Release()
-	const scope, day = "merchant-1", float64(24 * time.Hour / time.Second)
-	nonce, answer := rand.Int64(), []byte(`{"RefundID":48,"Note":""}`) //nolint:gosec // tells attempts apart
-	digest := []byte("plain-" + id[len(id)-10:])
-	var b pgx.Batch
-	b.BeginTx(pgx.TxOptions{IsoLevel: pgx.ReadCommitted})
-	var claimed atomic.Int64
-	b.Queue(sqlPlainClaim, nonce, nonce, int64(1), 1.0, int64(2), scope, digest, "remittance.plain", id, digest, []byte(id)).
-		Query(func(rows pgx.Rows) error {
-			for rows.Next() {
-				claimed.Add(1)
-			}
-			return rows.Err()
-		})
-	b.Queue(sqlPlainLookup, scope, digest).Query(func(rows pgx.Rows) error {
-		for rows.Next() {
-			return fmt.Errorf("%s was not new", id)
-		}
-		return rows.Err()
-	})
-	br := conn.SendBatch(ctx, &b)
-	err = br.Close()
-	if err == nil {
-		err = br.Tx().Commit(ctx)
+	p := newPlainKey(id)
+	if err := inOneCommit(ctx, conn, p.claim); err != nil {
+		return err
 	}
-	if err == nil && claimed.Load() != 1 {
-		err = fmt.Errorf("%s was not claimed", id)
-	}
+	_, err1 := conn.Exec(ctx, sqlPlainStore, p.store()...)
+	_, err2 := conn.Exec(ctx, sqlPlainFinish, p.finish()...)
+	return errors.Join(err1, err2)
+}
+
+// together is the same with as many keys in each commit as RunSteps would put there at most: what coalescing can make of these
+// statements if all else costs nothing.
+func (k *keys) together(ctx context.Context, ids *requests) error {
+	conn, err := k.pool.Acquire(ctx)
 	if err != nil {
 		return err
 	}
-	_, err1 := conn.Exec(ctx, sqlPlainStore, scope, digest, nonce, "bank", answer)
-	_, err2 := conn.Exec(ctx, sqlPlainFinish, scope, digest, nonce, day, 30*day, answer)
-	return errors.Join(err1, err2)
+	defer conn.Release()
+	all := make([]plainKey, stepsTogether)
+	for i := range all {
+		all[i] = newPlainKey(ids.next())
+	}
+	for _, stage := range []func(*plainKey, *pgx.Batch){
+		(*plainKey).claim,
+		func(p *plainKey, b *pgx.Batch) { b.Queue(sqlPlainStore, p.store()...) },
+		func(p *plainKey, b *pgx.Batch) { b.Queue(sqlPlainFinish, p.finish()...) },
+	} {
+		err = inOneCommit(ctx, conn, func(b *pgx.Batch) {
+			for i := range all {
+				stage(&all[i], b)
+			}
+		})
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// inOneCommit is two trips: the statements with BEGIN, and COMMIT.
+func inOneCommit(ctx context.Context, conn *pgxpool.Conn, queue func(*pgx.Batch)) error {
+	var b pgx.Batch
+	b.BeginTx(pgx.TxOptions{IsoLevel: pgx.ReadCommitted})
+	queue(&b)
+	br := conn.SendBatch(ctx, &b)
+	if err := br.Close(); err != nil {
+		return err
+	}
+	return br.Tx().Commit(ctx)
+}
+
+// plainKey is a key that is executed by hand.
+type plainKey struct {
+	id             string
+	nonce          int64
+	digest, answer []byte
+}
+
+const plainScope = "merchant-1"
+
+func newPlainKey(id string) plainKey {
+	return plainKey{id, rand.Int64(), []byte("plain-" + id[len(id)-10:]), []byte(`{"RefundID":48,"Note":""}`)} //nolint:gosec // tells attempts apart
+}
+
+// claim fails the batch for a key that is not new.
+func (p *plainKey) claim(b *pgx.Batch) {
+	b.Queue(sqlPlainClaim, p.nonce, p.nonce, int64(1), 1.0, int64(2), plainScope, p.digest, "remittance.plain", p.id, p.digest, []byte(p.id)).
+		QueryRow(func(row pgx.Row) error {
+			var at time.Time
+			return row.Scan(&at)
+		})
+	b.Queue(sqlPlainLookup, plainScope, p.digest).Query(func(rows pgx.Rows) error {
+		for rows.Next() {
+			return fmt.Errorf("%s was not new", p.id)
+		}
+		return rows.Err()
+	})
+}
+
+func (p *plainKey) store() []any { return []any{plainScope, p.digest, p.nonce, "bank", p.answer} }
+
+func (p *plainKey) finish() []any {
+	const day = float64(24 * time.Hour / time.Second)
+	return []any{plainScope, p.digest, p.nonce, day, 30 * day, p.answer}
 }

@@ -1,6 +1,7 @@
 package idem
 
 import (
+	"bytes"
 	"cmp"
 	"context"
 	"errors"
@@ -26,8 +27,9 @@ type write struct {
 
 	insist bool // also while the database is out of reach: what it says has happened
 
-	word  chan word // has room for what this one is told: that it leads, once, and what became of it
-	leads bool      // it has been told to
+	digest []byte    // of the key, while it stands in line
+	word   chan word // has room for what this one is told: that it leads, once, and what became of it
+	leads  bool      // it has been told to
 }
 
 // word is what a writer in line is told: that it is its turn to lead, or what became of its write.
@@ -54,7 +56,7 @@ func (s *Store[TX]) combine(ctx context.Context, w *write) error {
 		return s.alone(ctx, w) // each statement is a trip: a batch would be slower than its members side by side
 	}
 	c := &s.combiner
-	w.word = make(chan word, 2)
+	w.word, w.digest = make(chan word, 2), w.key.digest()
 	c.mu.Lock()
 	c.line = append(c.line, w)
 	leads := c.leaders < mostLeaders
@@ -123,7 +125,7 @@ func (c *combiner) passOn() {
 // together commits several writes at once, in the order of their keys, so that two processes cannot wait for
 // each other. One that fails fails all; then each is to be tried by itself.
 func (s *Store[TX]) together(ctx context.Context, batch []*write) error {
-	batch = slices.SortedStableFunc(slices.Values(batch), func(a, b *write) int { return a.key.Compare(b.key) })
+	batch = slices.SortedStableFunc(slices.Values(batch), compareWrites)
 	var stmts []pg.Stmt
 	for _, w := range batch {
 		stmts = append(stmts, w.stmts...)
@@ -138,6 +140,11 @@ func (s *Store[TX]) together(ctx context.Context, batch []*write) error {
 		return errAlone
 	}
 	return err
+}
+
+// compareWrites is [Key.Compare] of their keys.
+func compareWrites(a, b *write) int {
+	return cmp.Or(cmp.Compare(a.key.scope, b.key.scope), bytes.Compare(a.digest, b.digest))
 }
 
 // alone carries one write out: one trip for one statement, two for several.

@@ -6,6 +6,7 @@ import (
 	"context"
 	"database/sql"
 	"fmt"
+	"sync"
 	"testing"
 
 	"github.com/jackc/pgx/v5"
@@ -170,5 +171,46 @@ func TestStepsShareCommits(t *testing.T) {
 	t.Logf("%d commits for %d keys", commits, crowd)
 	if commits > 3*crowd/2 {
 		t.Errorf("%d commits for %d keys of three writes each: they do not share", commits, crowd)
+	}
+}
+
+// The tables of leases and steps are empty at times. Statements that are planned then still find their rows by index.
+func TestPlansOfEmptyTables(t *testing.T) {
+	t.Parallel()
+	pool := quietServer(t)
+	keys := newStore(t, pool, nil)
+	run := func(round int) {
+		var wg sync.WaitGroup
+		for w := range 64 {
+			wg.Go(func() {
+				for i := range 10 {
+					id := fmt.Sprintf("%d-%d-%d", round, w, i)
+					if _, err := idem.RunSteps(t.Context(), keys, remit.Key("m1", id), idem.NoFingerprint(), i, stepsOf[pgx.Tx]()["one"]); err != nil {
+						t.Error(err)
+					}
+				}
+			})
+		}
+		wg.Wait()
+		pool.Reset() // new sessions plan anew; the old ones report what they did
+	}
+	scans := func() int64 {
+		return number(t, pool, `SELECT sum(seq_scan)::bigint FROM pg_stat_user_tables WHERE relname IN ('idem_lease', 'idem_step')`)
+	}
+	all := func() int64 {
+		return number(t, pool, `SELECT sum(seq_scan + coalesce(idx_scan, 0))::bigint FROM pg_stat_user_tables WHERE relname IN ('idem_lease', 'idem_step')`)
+	}
+	run(1)
+	for _, table := range []string{"idem_lease", "idem_step"} {
+		if _, err := pool.Exec(t.Context(), `VACUUM pgonce.`+table); err != nil {
+			t.Fatal(err)
+		}
+	}
+	pool.Reset()
+	scanned, before := scans(), all()
+	run(2)
+	pgtest.Eventually(t, "the sessions have reported", func() bool { return all() >= before+4*640 })
+	if n := scans() - scanned; n != 0 {
+		t.Errorf("%d of the statements scanned a whole table", n)
 	}
 }

@@ -16,6 +16,8 @@ CREATE TABLE "pgonce"."idem_worker" (
 --   attempts    how often the completer has taken it
 --   state       1 to be completed, 2 dead: the completer has given up, a person has to look
 --   request     what the function gets, encoded
+-- Both tables are empty whenever nothing is under way. VACUUM must not cut them down to nothing then: sessions that plan their statements
+-- in that moment would choose to scan the whole table, and keep that plan when it has grown again.
 CREATE TABLE "pgonce"."idem_lease" (
     nonce      bigint NOT NULL,
     worker     bigint NOT NULL,
@@ -32,7 +34,7 @@ CREATE TABLE "pgonce"."idem_lease" (
     request    bytea NOT NULL,
     last_error text,
     CONSTRAINT idem_lease_pkey PRIMARY KEY (scope, digest)
-) WITH (fillfactor = 80);
+) WITH (fillfactor = 80, vacuum_truncate = off);
 
 -- The steps of such a key that are done, or must not be done again by guess.
 --   at     NOT NULL is load-bearing: it is computed as NULL when the transaction that inserts is not
@@ -49,7 +51,7 @@ CREATE TABLE "pgonce"."idem_step" (
     name   text COLLATE "C" NOT NULL,
     result bytea,
     CONSTRAINT idem_step_pkey PRIMARY KEY (scope, digest, ord)
-) WITH (fillfactor = 80);
+) WITH (fillfactor = 80, vacuum_truncate = off);
 
 -- What people have decided about keys, for those who ask later. Rows are never updated.
 CREATE TABLE "pgonce"."idem_resolution" (
