@@ -117,6 +117,9 @@ func StopAll(all []*Process) {
 	wg.Wait()
 }
 
+// Ready says the first line of a [Process], from the inside.
+func Ready(line string) { fmt.Println(line) }
+
 // UntilStopped is how a [Process] waits, from the inside, for its end.
 func UntilStopped() { _, _ = io.Copy(io.Discard, os.Stdin) }
 

@@ -1,0 +1,153 @@
+-- +goose Up
+-- +goose StatementBegin
+-- From here on the column takes the machine's states only, and moves along its edges only, whoever writes. Made by
+-- TriggerSQL from a machine of hash 5ad58991f0dd1d2c. Comments name nothing of the user's: goose looks for its annotations in them.
+--
+-- Locks: SHARE ROW EXCLUSIVE and ACCESS EXCLUSIVE on the table, for a moment: nothing here reads it, unless
+-- edges are taken away. What cannot be had within two seconds fails, and may be tried again.
+SET LOCAL lock_timeout = '2s';
+
+-- What rows still need must not be taken away. A state is in use while a row is in it, an edge while a row is where it begins.
+DO $pgonce$
+DECLARE
+    pgonce_text text;
+    pgonce_old  jsonb;
+    pgonce_new  jsonb := '{"pgonce":1,"machine":"remittance","hash":"5ad58991f0dd1d2c","states":["1","2","3","4","5","6","7","8","9"],"initial":["1"],"edges":[["1","4"],["1","8"],["1","9"],["2","5"],["3","6"],["5","6"],["6","4"],["6","8"],["6","9"],["7","2"],["7","3"],["7","8"],["8","2"],["8","3"],["8","7"]]}';
+    pgonce_used text;
+BEGIN
+    SELECT COALESCE(pg_catalog.obj_description(p.oid, 'pg_proc'), '') INTO pgonce_text
+      FROM pg_catalog.pg_proc p JOIN pg_catalog.pg_namespace n ON n.oid = p.pronamespace
+     WHERE n.nspname = 'remit' AND p.proname = 'pgonce_remittance_flag_d5ec8785';
+    IF NOT FOUND THEN
+        RETURN;
+    END IF;
+    IF pgonce_text NOT LIKE '{"pgonce":1,%' THEN
+        RAISE EXCEPTION USING MESSAGE = 'pgonce: a function of this name is there, without the comment that says what it allows',
+            HINT = 'restore the comment from the migration that made it, or drop the function with its triggers.';
+    END IF;
+    pgonce_old := pgonce_text::jsonb;
+    SELECT pg_catalog.string_agg(s.name, ', ' ORDER BY s.name COLLATE "C") INTO pgonce_used
+      FROM pg_catalog.jsonb_array_elements_text(pgonce_old -> 'states') AS s(name)
+     WHERE s.name NOT IN (SELECT pg_catalog.jsonb_array_elements_text(pgonce_new -> 'states'))
+       AND EXISTS (SELECT FROM "remit"."remittance" AS pgonce_t WHERE pgonce_t."flag"::text = s.name);
+    IF pgonce_used IS NOT NULL THEN
+        RAISE EXCEPTION USING ERRCODE = 'object_in_use', MESSAGE = 'pgonce: rows are in states that this takes away: ' || pgonce_used,
+            HINT = 'move the rows to other states first; to states without an edge from there with set_config(''pgonce.adopt'', the machine''s name, true).';
+    END IF;
+    SELECT pg_catalog.string_agg((e.pair ->> 0) || ' -> ' || (e.pair ->> 1), ', ' ORDER BY (e.pair ->> 0) COLLATE "C", (e.pair ->> 1) COLLATE "C") INTO pgonce_used
+      FROM pg_catalog.jsonb_array_elements(pgonce_old -> 'edges') AS e(pair)
+     WHERE NOT false AND e.pair NOT IN (SELECT pg_catalog.jsonb_array_elements(pgonce_new -> 'edges'))
+       AND EXISTS (SELECT FROM "remit"."remittance" AS pgonce_t WHERE pgonce_t."flag"::text = e.pair ->> 0);
+    IF pgonce_used IS NOT NULL THEN
+        RAISE EXCEPTION USING ERRCODE = 'object_in_use', MESSAGE = 'pgonce: rows are where edges begin that this takes away: ' || pgonce_used,
+            HINT = 'keep them until no running program fires these events; then make this migration with Contract.';
+    END IF;
+END
+$pgonce$;
+
+CREATE OR REPLACE FUNCTION "remit"."pgonce_remittance_flag_d5ec8785"() RETURNS trigger
+    LANGUAGE plpgsql
+AS $pgonce$
+-- Made by TriggerSQL; hash 5ad58991f0dd1d2c.
+DECLARE
+    pgonce_from  pg_catalog.text;
+    pgonce_to    pg_catalog.text;
+    pgonce_adopt pg_catalog.bool := COALESCE(pg_catalog.current_setting('pgonce.adopt', true), '') OPERATOR(pg_catalog.=) 'remittance';
+BEGIN
+    IF TG_OP OPERATOR(pg_catalog.=) 'UPDATE' THEN
+        pgonce_from := OLD."flag"::pg_catalog.text;
+        pgonce_to := NEW."flag"::pg_catalog.text;
+        IF pgonce_to OPERATOR(pg_catalog.=) ANY ('{"1","2","3","4","5","6","7","8","9"}'::pg_catalog.text[]) AND (
+            pgonce_adopt
+            OR pgonce_from OPERATOR(pg_catalog.=) '1' AND pgonce_to OPERATOR(pg_catalog.=) ANY ('{"4","8","9"}'::pg_catalog.text[])
+            OR pgonce_from OPERATOR(pg_catalog.=) '2' AND pgonce_to OPERATOR(pg_catalog.=) ANY ('{"5"}'::pg_catalog.text[])
+            OR pgonce_from OPERATOR(pg_catalog.=) '3' AND pgonce_to OPERATOR(pg_catalog.=) ANY ('{"6"}'::pg_catalog.text[])
+            OR pgonce_from OPERATOR(pg_catalog.=) '5' AND pgonce_to OPERATOR(pg_catalog.=) ANY ('{"6"}'::pg_catalog.text[])
+            OR pgonce_from OPERATOR(pg_catalog.=) '6' AND pgonce_to OPERATOR(pg_catalog.=) ANY ('{"4","8","9"}'::pg_catalog.text[])
+            OR pgonce_from OPERATOR(pg_catalog.=) '7' AND pgonce_to OPERATOR(pg_catalog.=) ANY ('{"2","3","8"}'::pg_catalog.text[])
+            OR pgonce_from OPERATOR(pg_catalog.=) '8' AND pgonce_to OPERATOR(pg_catalog.=) ANY ('{"2","3","7"}'::pg_catalog.text[])
+        ) THEN
+            RETURN NEW;
+        END IF;
+    ELSE
+        SELECT pgonce_n."flag"::pg_catalog.text INTO pgonce_to
+          FROM pgonce_new AS pgonce_n
+         WHERE (pgonce_n."flag"::pg_catalog.text COLLATE pg_catalog."C" OPERATOR(pg_catalog.=) ANY ('{"1"}'::pg_catalog.text[])
+             OR pgonce_adopt AND pgonce_n."flag"::pg_catalog.text COLLATE pg_catalog."C" OPERATOR(pg_catalog.=) ANY ('{"1","2","3","4","5","6","7","8","9"}'::pg_catalog.text[])) IS NOT TRUE
+         LIMIT 1;
+        IF NOT FOUND THEN
+            RETURN NULL;
+        END IF;
+    END IF;
+    RAISE EXCEPTION USING ERRCODE = 'check_violation',
+        MESSAGE = pg_catalog.concat('pgonce: machine "remittance" does not lead from ', COALESCE(pg_catalog.quote_literal(pg_catalog.left(pgonce_from, 200)), CASE TG_OP WHEN 'UPDATE' THEN 'NULL' ELSE 'a new row' END),
+            ' to ', COALESCE(pg_catalog.quote_literal(pg_catalog.left(pgonce_to, 200)), 'NULL')),
+        DETAIL = pg_catalog.json_build_object('machine', 'remittance', 'from', pg_catalog.left(pgonce_from, 200), 'to', pg_catalog.left(pgonce_to, 200), 'new', TG_OP OPERATOR(pg_catalog.=) 'INSERT'),
+        SCHEMA = TG_TABLE_SCHEMA, TABLE = TG_TABLE_NAME, COLUMN = 'flag', CONSTRAINT = TG_NAME;
+END
+$pgonce$;
+
+COMMENT ON FUNCTION "remit"."pgonce_remittance_flag_d5ec8785"() IS '{"pgonce":1,"machine":"remittance","hash":"5ad58991f0dd1d2c","states":["1","2","3","4","5","6","7","8","9"],"initial":["1"],"edges":[["1","4"],["1","8"],["1","9"],["2","5"],["3","6"],["5","6"],["6","4"],["6","8"],["6","9"],["7","2"],["7","3"],["7","8"],["8","2"],["8","3"],["8","7"]]}';
+
+-- Triggers run in the order of their names, so this one sees what the others make of the row.
+CREATE OR REPLACE TRIGGER "zzzz_pgonce_move_flag" BEFORE UPDATE ON "remit"."remittance"
+    FOR EACH ROW WHEN (OLD."flag" IS DISTINCT FROM NEW."flag")
+    EXECUTE FUNCTION "remit"."pgonce_remittance_flag_d5ec8785"();
+
+-- For the statement, not for the row: it sees the rows that have become new ones. A trigger for each row would also see
+-- those that an upsert turns into an update, and those that move to another partition.
+CREATE OR REPLACE TRIGGER "zzzz_pgonce_new_flag" AFTER INSERT ON "remit"."remittance"
+    REFERENCING NEW TABLE AS pgonce_new FOR EACH STATEMENT
+    EXECUTE FUNCTION "remit"."pgonce_remittance_flag_d5ec8785"();
+
+-- An INSERT straight into a partition does not fire the trigger of the whole. Partitions that are made later need theirs;
+-- running this again gives it to them, and Verify names those that lack it.
+DO $pgonce$
+DECLARE
+    pgonce_part record;
+BEGIN
+    FOR pgonce_part IN
+        SELECT n.nspname, c.relname
+          FROM pg_catalog.pg_partition_tree('"remit"."remittance"'::regclass) t JOIN pg_catalog.pg_class c ON c.oid = t.relid
+          JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
+         WHERE t.level > 0 AND c.relkind IN ('r', 'p')
+    LOOP
+        EXECUTE pg_catalog.format('CREATE OR REPLACE TRIGGER %I AFTER INSERT ON %I.%I REFERENCING NEW TABLE AS pgonce_new FOR EACH STATEMENT EXECUTE FUNCTION %I.%I()',
+            'zzzz_pgonce_new_flag', pgonce_part.nspname, pgonce_part.relname, 'remit', 'pgonce_remittance_flag_d5ec8785');
+    END LOOP;
+END
+$pgonce$;
+
+-- It holds where triggers are off: for a role that replays a log, for one that has disabled them.
+ALTER TABLE "remit"."remittance"
+    DROP CONSTRAINT IF EXISTS "pgonce_states_flag",
+    ADD CONSTRAINT "pgonce_states_flag" CHECK ("flag" IS NOT NULL AND "flag"::text = ANY ('{"1","2","3","4","5","6","7","8","9"}'::text[])) NOT VALID;
+COMMENT ON CONSTRAINT "pgonce_states_flag" ON "remit"."remittance" IS '{"pgonce":1,"machine":"remittance","hash":"5ad58991f0dd1d2c","states":["1","2","3","4","5","6","7","8","9"],"initial":["1"],"edges":[["1","4"],["1","8"],["1","9"],["2","5"],["3","6"],["5","6"],["6","4"],["6","8"],["6","9"],["7","2"],["7","3"],["7","8"],["8","2"],["8","3"],["8","7"]]}';
+-- +goose StatementEnd
+
+-- +goose Down
+-- +goose StatementBegin
+-- Going back would leave the table without any of this, not with what an earlier migration had made.
+DO $pgonce$
+DECLARE
+    pgonce_part record;
+BEGIN
+    IF COALESCE(pg_catalog.current_setting('pgonce.force_down', true), '') <> 'on' THEN
+        RAISE EXCEPTION USING ERRCODE = 'object_in_use', MESSAGE = 'pgonce: dropping these triggers lets any program move rows of this table as it likes',
+            HINT = 'write a migration from the earlier machine instead, or set pgonce.force_down = ''on'' in this session.';
+    END IF;
+    FOR pgonce_part IN
+        SELECT n.nspname, c.relname
+          FROM pg_catalog.pg_partition_tree('"remit"."remittance"'::regclass) t JOIN pg_catalog.pg_class c ON c.oid = t.relid
+          JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
+         WHERE t.level > 0
+    LOOP
+        EXECUTE pg_catalog.format('DROP TRIGGER IF EXISTS %I ON %I.%I', 'zzzz_pgonce_new_flag', pgonce_part.nspname, pgonce_part.relname);
+    END LOOP;
+END
+$pgonce$;
+DROP TRIGGER IF EXISTS "zzzz_pgonce_move_flag" ON "remit"."remittance";
+DROP TRIGGER IF EXISTS "zzzz_pgonce_new_flag" ON "remit"."remittance";
+DROP FUNCTION IF EXISTS "remit"."pgonce_remittance_flag_d5ec8785"();
+ALTER TABLE "remit"."remittance" DROP CONSTRAINT IF EXISTS "pgonce_states_flag";
+-- +goose StatementEnd
