@@ -177,7 +177,7 @@ func TestStepsShareCommits(t *testing.T) {
 // The tables of leases and steps are empty at times. Statements that are planned then still find their rows by index.
 func TestPlansOfEmptyTables(t *testing.T) {
 	t.Parallel()
-	pool := quietServer(t)
+	pool := pgtest.Quiet(t)
 	keys := newStore(t, pool, nil)
 	run := func(round int) {
 		var wg sync.WaitGroup
@@ -195,10 +195,10 @@ func TestPlansOfEmptyTables(t *testing.T) {
 		pool.Reset() // new sessions plan anew; the old ones report what they did
 	}
 	scans := func() int64 {
-		return number(t, pool, `SELECT sum(seq_scan)::bigint FROM pg_stat_user_tables WHERE relname IN ('idem_lease', 'idem_step')`)
+		return pgtest.Number(t, pool, `SELECT sum(seq_scan)::bigint FROM pg_stat_user_tables WHERE relname IN ('idem_lease', 'idem_step')`)
 	}
 	all := func() int64 {
-		return number(t, pool, `SELECT sum(seq_scan + coalesce(idx_scan, 0))::bigint FROM pg_stat_user_tables WHERE relname IN ('idem_lease', 'idem_step')`)
+		return pgtest.Number(t, pool, `SELECT sum(seq_scan + coalesce(idx_scan, 0))::bigint FROM pg_stat_user_tables WHERE relname IN ('idem_lease', 'idem_step')`)
 	}
 	run(1)
 	for _, table := range []string{"idem_lease", "idem_step"} {
@@ -207,6 +207,9 @@ func TestPlansOfEmptyTables(t *testing.T) {
 		}
 	}
 	pool.Reset()
+	pgtest.Eventually(t, "the sessions have ended, and so reported", func() bool {
+		return pgtest.Number(t, pool, `SELECT count(*) FROM pg_stat_activity WHERE backend_type = 'client backend'`) == 1
+	})
 	scanned, before := scans(), all()
 	run(2)
 	pgtest.Eventually(t, "the sessions have reported", func() bool { return all() >= before+4*640 })
