@@ -1,6 +1,7 @@
 package dblock
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"time"
@@ -149,6 +150,9 @@ func (o *op) dropped(s *session, res result) {
 	e, en := o.engine, o.entry
 	e.used--
 	en.phase = quiet
+	if res.err != nil && s.lost != nil {
+		res.err = cmp.Or(s.lost.err, res.err) // why it was lost
+	}
 	o.hold.left(res.err)
 	if s.waiter && en.waiter == s {
 		e.dropped(en, s)

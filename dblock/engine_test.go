@@ -22,6 +22,7 @@ type fakeServer struct {
 	delay               time.Duration
 	takes, drops, beats int
 	sequence, pid       int64
+	forgetful           bool // it holds nothing that is given back
 }
 
 func (f *fakeServer) RunAll(ctx context.Context, stmts ...pg.Stmt) error {
@@ -45,7 +46,7 @@ func (f *fakeServer) RunAll(ctx context.Context, stmts ...pg.Stmt) error {
 			*s.Dest[0].(*int64) = f.sequence
 		case sqlUnlock:
 			f.drops++
-			*s.Dest[0].(*bool) = true
+			*s.Dest[0].(*bool) = !f.forgetful
 		case sqlPeek:
 			sayYes(s)
 		case sqlDrop, sqlDropShared:
@@ -372,6 +373,34 @@ func TestKeepalivesOutlastTheTTL(t *testing.T) {
 			t.Errorf("TTL %v: Linux refuses more than 32767 s", ttl)
 		}
 	}
+}
+
+// The server does not have the lock that is given back: nobody knows what else it does not have. The session is not used any more, and its
+// other holders are told.
+func TestServerThatDoesNotHaveTheLock(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		c, f := fakeClient(t)
+		defer end(t, c)
+		var held []*Lock[struct{}]
+		for _, id := range []string{"1", "2"} {
+			l, err := c.Acquire(t.Context(), Key{"order", id}, nil)
+			if err != nil {
+				t.Fatal(err)
+			}
+			held = append(held, l)
+		}
+		f.set(func() { f.forgetful = true })
+		if err := held[0].Release(t.Context()); !errors.Is(err, ErrLost) || !errors.Is(err, ErrNotHeld) {
+			t.Errorf("got %v", err)
+		}
+		if err := context.Cause(held[1].Context()); !errors.Is(err, ErrLost) {
+			t.Errorf("the other lock: %v", err)
+		}
+		if _, err := c.Acquire(t.Context(), Key{"order", "3"}, nil); !errors.Is(err, errNoServer) {
+			t.Errorf("the session is used again: %v", err)
+		}
+	})
 }
 
 func TestNamesOfKinds(t *testing.T) {

@@ -6,6 +6,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"runtime"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -295,10 +296,15 @@ func lockDo[TX any](t *testing.T, c Client[TX]) {
 		wantErr(t, a.Do(ctx, lockKey("1"), nil), dblock.ErrReentrant)
 		return errStop
 	}), errStop)
-	func() {
-		defer func() { _ = recover() }()
-		_ = a.Do(l.ctx(), lockKey("1"), func(context.Context, *dblock.Lock[TX]) error { panic("of the caller") })
-	}()
+	for _, leave := range []func(){func() { panic("of the caller") }, runtime.Goexit} {
+		left := make(chan struct{})
+		go func() {
+			defer close(left)
+			defer func() { _ = recover() }()
+			_ = a.Do(l.ctx(), lockKey("1"), func(context.Context, *dblock.Lock[TX]) error { leave(); return nil })
+		}()
+		<-left
+	}
 	wantErr(t, a.Do(l.ctx(), lockKey("1"), func(ctx context.Context, lock *dblock.Lock[TX]) error {
 		l.db.Exec(t, `SELECT pg_terminate_backend(pid) FROM pg_locks WHERE locktype = 'advisory'
 			AND database = (SELECT oid FROM pg_database WHERE datname = current_database())`)
