@@ -72,12 +72,12 @@ func TestLeaseAnswersLost(t *testing.T) {
 				}
 				return err
 			}}
-			cfgOfLeases := &dblock.Config{TTL: 3 * time.Second}
+			cfgOfLeases := &dblock.Config{TTL: 5 * time.Second}
 			c := leasesOf(t, s, cfgOfLeases)
 			l := acquire(t, c, "1", nil)
 			pgtest.Eventually(t, "the answer is lost", func() bool { return name == "release" || s.hit.Load() })
 			began := time.Now()
-			pgtest.Eventually(t, "two TTLs", func() bool { return name != "heartbeat" || time.Since(began) > 6*time.Second })
+			pgtest.Eventually(t, "two TTLs", func() bool { return name != "heartbeat" || time.Since(began) > 10*time.Second })
 			if l.Err() != nil {
 				t.Error(l.Err())
 			}
@@ -100,7 +100,7 @@ func TestLeaseAnswersLost(t *testing.T) {
 func TestLeaseGrantedTooLate(t *testing.T) {
 	t.Parallel()
 	b := newBench(t)
-	const ttl = time.Second
+	const ttl = 4 * time.Second // a slow machine has to answer within it the second time
 	s := &saboteur{Driver: pgxdriver.New(b.pool), text: "pgonce_row", do: func(s pg.Stmt, run func(pg.Stmt) error) error {
 		err := run(s)
 		<-time.After(ttl)
@@ -133,8 +133,8 @@ func TestLeaseBlackHole(t *testing.T) {
 	c := leasesOf(t, pgxdriver.New(pool), &dblock.Config{TTL: 2 * time.Second})
 	other := b.leases(t, nil)
 	l := acquire(t, c, "1", nil)
-	told := make(chan time.Time, 1)
-	context.AfterFunc(l.Context(), func() { told <- time.Now() })
+	told := make(chan struct{})
+	context.AfterFunc(l.Context(), func() { close(told) })
 	var pid int64
 	if err := pool.QueryRow(t.Context(), pg.SQLBackendPID).Scan(&pid); err != nil {
 		t.Fatal(err)
@@ -142,10 +142,10 @@ func TestLeaseBlackHole(t *testing.T) {
 	proxy.Arm(pid, fault.MuteNext)
 	proxy.Refuse()
 	next := acquire(t, other, "1", nil)
-	taken := time.Now()
-	if at := <-told; !at.Before(taken) {
-		t.Errorf("the next holder had it %v before the first one was told", at.Sub(taken))
+	if l.Context().Err() == nil {
+		t.Error("the next holder had it before the first one could know")
 	}
+	<-told
 	if e := lost(t, l); e.Kind != dblock.LostSilence || l.Err() == nil {
 		t.Errorf("got %v", e)
 	}
@@ -180,7 +180,7 @@ func TestLeasesWithoutAConnection(t *testing.T) {
 	cfg := b.Config(t)
 	cfg.MaxConns = 1
 	pool := b.Open(t, cfg)
-	c := leasesOf(t, pgxdriver.New(pool), &dblock.Config{TTL: time.Second})
+	c := leasesOf(t, pgxdriver.New(pool), &dblock.Config{TTL: 4 * time.Second})
 	conn, err := pool.Acquire(t.Context())
 	if err != nil {
 		t.Fatal(err)

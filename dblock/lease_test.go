@@ -96,7 +96,7 @@ func TestLeaseTakeOverHasOneWinner(t *testing.T) {
 func TestLeaseWhenTheClockGoesBack(t *testing.T) {
 	t.Parallel()
 	b := newBench(t)
-	alive, c := b.leases(t, &dblock.Config{TTL: 2 * time.Second}), b.leases(t, nil)
+	alive, c := b.leases(t, &dblock.Config{TTL: 8 * time.Second}), b.leases(t, nil)
 	held := acquire(t, alive, "alive", nil)
 	for _, id := range []string{"alive", "dead"} {
 		b.Exec(t, `INSERT INTO pgonce.lease SELECT 1, now(), now() + interval '1 day', '1 s', 'order', '`+id+`', 'dead'
@@ -168,7 +168,7 @@ func TestLeaseReleaseAfterTheLoss(t *testing.T) {
 func TestHeartbeatPassesLockedRows(t *testing.T) {
 	t.Parallel()
 	b := newBench(t)
-	c := b.leases(t, &dblock.Config{TTL: 3 * time.Second})
+	c := b.leases(t, &dblock.Config{TTL: 5 * time.Second})
 	stuck, fenced, free := acquire(t, c, "stuck", nil), acquire(t, c, "fenced", nil), acquire(t, c, "free", nil)
 	tx := b.begin(t)
 	if _, err := tx.Exec(t.Context(), `SELECT FROM pgonce.lease WHERE id = 'stuck' FOR UPDATE`); err != nil {
@@ -182,7 +182,7 @@ func TestHeartbeatPassesLockedRows(t *testing.T) {
 		t.Errorf("got %v", e)
 	}
 	began := time.Now()
-	pgtest.Eventually(t, "a TTL more", func() bool { return time.Since(began) > 3*time.Second })
+	pgtest.Eventually(t, "a TTL more", func() bool { return time.Since(began) > 5*time.Second })
 	if free.Err() != nil || fenced.Err() != nil {
 		t.Errorf("%v, %v", free.Err(), fenced.Err())
 	}
@@ -289,7 +289,7 @@ func TestLeaseFenceIsNotDeceivedByASnapshot(t *testing.T) {
 func TestLeaseFenceOutlastsHeartbeats(t *testing.T) {
 	t.Parallel()
 	b := newBench(t)
-	c := b.leases(t, &dblock.Config{TTL: 2 * time.Second})
+	c := b.leases(t, &dblock.Config{TTL: 4 * time.Second})
 	l := acquire(t, c, "1", nil)
 	tx, err := b.pool.BeginTx(t.Context(), pgx.TxOptions{IsoLevel: pgx.RepeatableRead})
 	if err != nil {
@@ -301,7 +301,7 @@ func TestLeaseFenceOutlastsHeartbeats(t *testing.T) {
 	if err := tx.QueryRow(t.Context(), sql).Scan(&expires); err != nil {
 		t.Fatal(err)
 	}
-	pgtest.Eventually(t, "more than a TTL", func() bool { return b.Int(t, sql) > expires+2500 })
+	pgtest.Eventually(t, "more than a TTL", func() bool { return b.Int(t, sql) > expires+4500 })
 	if err := l.FenceTx(t.Context(), tx); err != nil {
 		t.Error(err)
 	}
@@ -412,7 +412,7 @@ func TestLeasesUnderHostileDefaults(t *testing.T) {
 			var inside, last atomic.Int64
 			var wg sync.WaitGroup
 			for range 3 {
-				c := leasesOf(t, pgxdriver.New(pool), &dblock.Config{TTL: 3 * time.Second})
+				c := leasesOf(t, pgxdriver.New(pool), nil)
 				for range callers / 3 {
 					wg.Go(func() {
 						for range rounds {
@@ -430,10 +430,10 @@ func TestLeasesUnderHostileDefaults(t *testing.T) {
 				}
 			}
 			wg.Wait()
-			c := leasesOf(t, pgxdriver.New(pool), &dblock.Config{TTL: 2 * time.Second})
+			c := leasesOf(t, pgxdriver.New(pool), &dblock.Config{TTL: 4 * time.Second})
 			l := acquire(t, c, "2", nil)
 			began := time.Now()
-			pgtest.Eventually(t, "two TTLs", func() bool { return time.Since(began) > 4*time.Second })
+			pgtest.Eventually(t, "two TTLs", func() bool { return time.Since(began) > 8*time.Second })
 			release(t, l)
 		})
 	}

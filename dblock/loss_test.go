@@ -106,14 +106,14 @@ func TestBlackHole(t *testing.T) {
 	c := clientOf(t, b.Via(proxy.URL()).Pool(t), &dblock.Config{TTL: 2 * time.Second})
 	other := b.client(t, nil)
 	l := acquire(t, c, "1", nil)
-	told := make(chan time.Time, 1)
-	context.AfterFunc(l.Context(), func() { told <- time.Now() })
+	told := make(chan struct{})
+	context.AfterFunc(l.Context(), func() { close(told) })
 	b.holders(t, func(pid int64) { proxy.Arm(pid, fault.MuteNext) })
 	next := acquire(t, other, "1", nil)
-	taken := time.Now()
-	if at := <-told; !at.Before(taken) {
-		t.Errorf("the next holder had it %v before the first one was told", at.Sub(taken))
+	if l.Context().Err() == nil {
+		t.Error("the next holder had it before the first one could know")
 	}
+	<-told
 	if e := lost(t, l); e.Kind != dblock.LostSilence || l.Err() == nil {
 		t.Errorf("got %v", e)
 	}
@@ -136,24 +136,24 @@ func (b bench) holders(t *testing.T, fn func(pid int64)) {
 func TestHeartbeatsKeepTheLock(t *testing.T) {
 	t.Parallel()
 	b := newBench(t)
-	a, c := b.client(t, &dblock.Config{TTL: 2 * time.Second}), b.client(t, &dblock.Config{TTL: 2 * time.Second})
+	a, c := b.client(t, &dblock.Config{TTL: 4 * time.Second}), b.client(t, &dblock.Config{TTL: 4 * time.Second})
 	l := acquire(t, a, "1", nil)
 	won := make(chan *locked, 1)
 	go func() { won <- acquire(t, c, "1", nil) }()
 	waiting(t, b, 1)
 	began := time.Now()
-	pgtest.Eventually(t, "three TTLs", func() bool {
+	pgtest.Eventually(t, "two TTLs", func() bool {
 		if l.Err() != nil {
 			t.Fatal(l.Err())
 		}
-		if r := l.Remaining(); r <= 0 || r > 2*time.Second {
+		if r := l.Remaining(); r <= 0 || r > 4*time.Second {
 			t.Errorf("%v remain", r)
 		}
-		return time.Since(began) > 6*time.Second
+		return time.Since(began) > 8*time.Second
 	})
 	release(t, l)
 	l = <-won
 	began = time.Now()
-	pgtest.Eventually(t, "three TTLs", func() bool { return time.Since(began) > 6*time.Second })
+	pgtest.Eventually(t, "two TTLs", func() bool { return time.Since(began) > 8*time.Second })
 	release(t, l)
 }

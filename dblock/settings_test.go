@@ -106,7 +106,7 @@ func TestHalfARequest(t *testing.T) {
 	t.Parallel()
 	b := newBench(t)
 	proxy := fault.New(t, b.URL)
-	c := clientOf(t, b.Via(proxy.URL()).Pool(t), &dblock.Config{TTL: 4 * time.Second})
+	c := clientOf(t, b.Via(proxy.URL()).Pool(t), &dblock.Config{TTL: 8 * time.Second})
 	other := b.client(t, nil)
 	l := acquire(t, c, "1", nil)
 	b.holders(t, func(pid int64) { proxy.Arm(pid, fault.MuteInRequest) })
