@@ -142,7 +142,7 @@ func (s *session) explain(err error) error {
 //   - A host that has vanished: the connection is given up after four quarters of the TTL, rounded up to seconds.
 //   - Answers that are not acknowledged: after the TTL.
 //   - A process that is frozen while its kernel still answers: transaction_timeout (Postgres 17), which a wait in the server's queue, cut into
-//     slices, does not reach. A batch is one write(), so that before 17 this does not happen either.
+//     slices, does not reach. Before 17 nothing ends it; a batch is one write(), so that it takes a freeze in the middle of that.
 func serverSettings(ttl, slice time.Duration) pg.Stmt {
 	quarter := strconv.FormatInt(int64((ttl+4*time.Second-1)/(4*time.Second)), 10)
 	names := "{tcp_keepalives_idle,tcp_keepalives_interval,tcp_keepalives_count,tcp_user_timeout,transaction_timeout}"
