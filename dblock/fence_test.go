@@ -90,14 +90,14 @@ func TestFencedWritesOfPastHoldersNeverLand(t *testing.T) {
 		t.Run(fmt.Sprintf("fenced %t", fenced), func(t *testing.T) {
 			t.Parallel()
 			b := newBench(t)
-			b.countUnderLosses(t, b.clients(t, 3, nil), 300, fenced, func(choice uint64) { b.killOne(t, choice) })
+			b.countUnderLosses(t, func() []*client { return b.clients(t, 3, nil) }, 300, fenced, func(choice uint64) { b.killOne(t, choice) })
 		})
 	}
 }
 
 // countUnderLosses has callers of all clients count, while trouble takes their locks away at random, until so many counts are committed and
 // somebody has lost a lock. If they fence, no count may be lost.
-func (b bench) countUnderLosses(t *testing.T, clients []*client, enough int64, fenced bool, trouble func(choice uint64)) {
+func (b bench) countUnderLosses(t *testing.T, open func() []*client, enough int64, fenced bool, trouble func(choice uint64)) {
 	t.Helper()
 	seed := seedOf(t)
 	b.Exec(t, `CREATE TABLE counter (n bigint NOT NULL); INSERT INTO counter VALUES (0)`)
@@ -107,7 +107,7 @@ func (b bench) countUnderLosses(t *testing.T, clients []*client, enough int64, f
 	pool := b.Open(t, cfg)
 	var commits, losses atomic.Int64
 	var wg, troubles sync.WaitGroup
-	for _, c := range clients {
+	for _, c := range open() { // after the pool, which must find no lock when it is closed
 		for range 3 {
 			wg.Go(func() {
 				for (commits.Load() < enough || losses.Load() == 0) && t.Context().Err() == nil {

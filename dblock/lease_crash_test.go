@@ -60,7 +60,7 @@ func TestFencedWritesOfPastLeaseHoldersNeverLand(t *testing.T) {
 		t.Run(fmt.Sprintf("fenced %t", fenced), func(t *testing.T) {
 			t.Parallel()
 			b := newBench(t)
-			b.countUnderLosses(t, b.manyLeases(t, 3, nil), 200, fenced, func(choice uint64) {
+			b.countUnderLosses(t, func() []*client { return b.manyLeases(t, 3, nil) }, 200, fenced, func(choice uint64) {
 				b.Exec(t, fmt.Sprintf(`UPDATE pgonce.lease SET expires_at = now() - interval '1 s'
 					WHERE id IN (SELECT id FROM pgonce.lease ORDER BY md5(id || '%d') LIMIT 1 FOR UPDATE SKIP LOCKED)`, choice))
 			})
