@@ -14,6 +14,7 @@ import (
 const (
 	plainUpdate   = "a plain UPDATE without"
 	guardedUpdate = "a plain UPDATE of a table with the trigger"
+	manyByHand    = "lock, UPDATE and history by hand, without answers"
 	rowsOfVariant = 1000
 )
 
@@ -44,7 +45,8 @@ func (g *ground) fireMany(ctx context.Context, pool *pgxpool.Pool) error {
 	b, err := newOrders(ctx, pool, "s8_many", rows, statemachine.Table{})
 	_, err2 := newOrders(ctx, pool, "s8_plain", rows, statemachine.Table{})
 	guarded, err3 := newOrders(ctx, pool, "s8_guarded", rows, statemachine.Table{})
-	if err = errors.Join(err, err2, err3); err == nil {
+	_, err4 := newOrders(ctx, pool, "s8_manyhand", rows, statemachine.Table{})
+	if err = errors.Join(err, err2, err3, err4); err == nil {
 		_, err = pool.Exec(ctx, guarded.TriggerSQL(nil), pgx.QueryExecModeSimpleProtocol)
 	}
 	if err != nil {
@@ -58,6 +60,7 @@ func (g *ground) fireMany(ctx context.Context, pool *pgxpool.Pool) error {
 	contenders := []contender{
 		{name: us, run: firingMany(b, ids).run(rows)},
 		{name: plainUpdate, run: updating(pool, "s8_plain", ids).run(rows)},
+		{name: manyByHand, run: writing(pool, "s8_manyhand", ids).run(rows)},
 		{name: guardedUpdate, run: updating(pool, "s8_guarded", ids).run(rows)},
 	}
 	found, err := g.alternate(ctx, "S8 "+row, contenders)
@@ -93,6 +96,20 @@ func updating(pool *pgxpool.Pool, table string, ids []int64) sweepOf {
 	sql := `UPDATE ` + table + ` SET state = $2 WHERE id = ANY ($1) AND state = $3`
 	return func(ctx context.Context, from, to orderState, _ statemachine.Event[orderState]) error {
 		tag, err := pool.Exec(ctx, sql, ids, string(to), string(from))
+		if err == nil && tag.RowsAffected() != int64(len(ids)) {
+			err = fmt.Errorf("%d of %d rows were moved", tag.RowsAffected(), len(ids))
+		}
+		return err
+	}
+}
+
+// writing is the least that makes the same rows safely: the floor.
+func writing(pool *pgxpool.Pool, table string, ids []int64) sweepOf {
+	sql := `WITH cur AS MATERIALIZED (SELECT id, state FROM ` + table + ` WHERE id = ANY ($1) ORDER BY id FOR NO KEY UPDATE),
+		moved AS (UPDATE ` + table + ` t SET state = $2 FROM cur WHERE t.id = cur.id AND cur.state = $3 RETURNING t.id)
+		INSERT INTO pgonce.transition (machine, entity, event, from_state, to_state) SELECT 'by hand', id::text, $4, $3, $2 FROM moved`
+	return func(ctx context.Context, from, to orderState, ev statemachine.Event[orderState]) error {
+		tag, err := pool.Exec(ctx, sql, ids, string(to), string(from), ev.Name())
 		if err == nil && tag.RowsAffected() != int64(len(ids)) {
 			err = fmt.Errorf("%d of %d rows were moved", tag.RowsAffected(), len(ids))
 		}
