@@ -191,6 +191,18 @@ func TestVerifyFindsRightsAndPartitions(t *testing.T) {
 	}
 }
 
+// A version counts, so its column has to be of integers.
+func TestVerifyFindsAVersionThatCannotCount(t *testing.T) {
+	t.Parallel()
+	db := pgtest.New(t)
+	db.Exec(t, lamps+`; ALTER TABLE lamp ADD COLUMN version text`)
+	b := bindLamps(t, pgxdriver.New(db.Pool(t)), sm.Table{Version: "version"})
+	db.Exec(t, b.TriggerSQL(nil))
+	if got := found(t, b.Verify(t.Context())); len(got) != 1 || !strings.HasPrefix(got[0], `table "public"."lamp": version column "version" is of type pg_catalog.text`) {
+		t.Errorf("got %q", got)
+	}
+}
+
 // Verify says so when it cannot look, and is no finding then.
 func TestVerifyCannotLook(t *testing.T) {
 	t.Parallel()
