@@ -34,6 +34,40 @@ func (m merged) Err() error {
 	return m.other.Err()
 }
 
+// A ctx that nobody has looked at while the lock was held tells its end all the same, and so does one that is made of it.
+func TestCtxLookedAtLate(t *testing.T) {
+	t.Parallel()
+	type word struct{}
+	c, f := fakeClient(t)
+	l, err := c.Acquire(context.WithValue(t.Context(), word{}, "kept"), Key{"order", "1"}, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := l.Release(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	ctx := l.Context()
+	if !errors.Is(context.Cause(ctx), ErrNotHeld) || !errors.Is(ctx.Err(), context.Canceled) || ctx.Value(word{}) != "kept" {
+		t.Errorf("got %v, %v, %v", context.Cause(ctx), ctx.Err(), ctx.Value(word{}))
+	}
+	<-ctx.Done()
+	lost, err := c.Acquire(t.Context(), Key{"order", "1"}, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	f.set(func() { f.silent = true })
+	c.engine.mu.Lock()
+	c.engine.lose(c.engine.shards[0], LostConnection, errHangup)
+	c.engine.unlock()
+	of, cancel := context.WithCancel(lost.Context())
+	defer cancel()
+	<-of.Done()
+	if err, ok := errors.AsType[*LostError](context.Cause(of)); !ok || err.Kind != LostConnection {
+		t.Errorf("got %v", context.Cause(of))
+	}
+	end(t, c)
+}
+
 // The end of a ctx that is made of a lock's asks the client, which must not have its mutex then.
 func TestCtxMadeOfALocks(t *testing.T) {
 	t.Parallel()

@@ -116,6 +116,73 @@ func end(t *testing.T, c *Client[struct{}]) {
 	}
 }
 
+// What a lock costs in memory by itself: its context is made when somebody looks at it, and answers need no room.
+func TestAllocations(t *testing.T) { //nolint:paralleltest // the count is of the whole process
+	c, _ := fakeClient(t)
+	defer end(t, c)
+	ctx := context.Background()
+	take := func(look bool) float64 {
+		return testing.AllocsPerRun(100, func() {
+			l, err := c.Acquire(ctx, Key{"order", "1"}, nil)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if look {
+				_ = l.Context().Done()
+			}
+			if err := l.Release(ctx); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	const alone, looked = 27, 5 // two requests of one key each are among them
+	if n := take(false); n > alone {
+		t.Errorf("%v allocations, want at most %d", n, alone)
+	}
+	if n := take(true); n > alone+looked {
+		t.Errorf("%v allocations with a context, want at most %d", n, alone+looked)
+	}
+}
+
+// An answer that leaves a key out, or names one that was not asked for, is no answer: nobody knows what became of it.
+func TestAnswerThatDoesNotFit(t *testing.T) {
+	t.Parallel()
+	batch := func() []*op {
+		return []*op{{kind: opTake, number: 1}, {kind: opDrop, number: 7}, {kind: opTake, number: -2}, {kind: opTake, number: 3}}
+	}
+	for name, tc := range map[string]struct {
+		ones   int64
+		others string
+		got    []int // nil if it does not fit
+	}{
+		"all":               {3, "", []int{1, 1, 1}},
+		"one busy":          {2, "-2:0", []int{1, 0, 1}},
+		"one held up":       {1, "3:-1,1:0", []int{0, 1, -1}},
+		"none":              {0, "1:0,-2:0,3:0", []int{0, 0, 0}},
+		"one left out":      {1, "3:0", nil},
+		"nothing said":      {0, "", nil},
+		"too many":          {3, "3:0", nil},
+		"a key of another":  {2, "7:0", nil},
+		"named without how": {2, "3:", nil},
+		"no number":         {2, "x:0", nil},
+	} {
+		ops := batch()
+		y := saying{ones: tc.ones, others: tc.others, sequence: 5}
+		if keys := y.keys(ops, opTake); keys != "{1,-2,3}" {
+			t.Errorf("asked for %s", keys)
+		}
+		if err := y.note(ops, opTake); (err == nil) != (tc.got != nil) {
+			t.Errorf("%s: got %v", name, err)
+			continue
+		}
+		for i, o := range []*op{ops[0], ops[2], ops[3]} {
+			if tc.got != nil && (o.got != tc.got[i] || o.sequence != 5) {
+				t.Errorf("%s: lock %d: got %d", name, o.number, o.got)
+			}
+		}
+	}
+}
+
 // A server that does not answer is given up after the network deadline, however long the TTL is, also by a caller
 // who sends by himself; and Close does not wait for it any longer.
 func TestSilenceEndsATrip(t *testing.T) {
