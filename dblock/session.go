@@ -185,7 +185,7 @@ func (s *session) tick() {
 		e.lose(s, LostClosed, nil)
 		return
 	default:
-		e.send(s, &op{kind: opBeat, engine: e})
+		e.send(s, &op{kind: opBeat})
 		beat = min(beat, s.left())
 	}
 	s.timer.Reset(max(beat, time.Millisecond))
