@@ -130,20 +130,11 @@ func (h *hold) reopen() {
 	}
 }
 
-// giveBack tells the session to give the key back. If callers of this process want it again, the same request asks
-// for it: whoever waits in the server's queue has it then.
+// giveBack tells the session to give the key back.
 func (a advisory) giveBack(en *entry, h *hold) {
-	e, s := a.engine, h.ground.(*session)
+	s := h.ground.(*session)
 	delete(s.holds, h)
-	drop := &op{kind: opDrop.of(h.shared), number: en.number, engine: e, entry: en, hold: h, done: (*op).dropped}
-	if s.waiter || len(en.line) == 0 || en.line[0].asked || e.used >= e.budget {
-		e.send(s, drop)
-		return
-	}
-	drop.done = (*op).swapped
-	e.used++
-	e.send(s, drop)
-	e.send(s, a.take(en, en.line[0], (*op).tried))
+	a.send(s, &op{kind: opDrop.of(h.shared), number: en.number, engine: a.engine, entry: en, hold: h, done: (*op).dropped})
 }
 
 func (o *op) dropped(s *session, res result) {
@@ -159,12 +150,6 @@ func (o *op) dropped(s *session, res result) {
 		return
 	}
 	e.advance(en)
-}
-
-// swapped is dropped when another op of the entry follows.
-func (o *op) swapped(_ *session, res result) {
-	o.engine.used--
-	o.hold.left(res.err)
 }
 
 // carry notes that a hold stands on this session.

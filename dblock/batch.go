@@ -31,7 +31,7 @@ type op struct {
 
 type opKind int
 
-// The kinds, in the order in which the server is asked: a key may be given back and taken in one request.
+// The kinds, in the order in which the server is asked.
 const (
 	opDrop opKind = iota
 	opDropShared

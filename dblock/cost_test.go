@@ -71,32 +71,6 @@ func TestRoundTrips(t *testing.T) {
 	})
 }
 
-// When a key's turns in memory are over, one request gives it back and takes it again for the next in line.
-func TestSwapCostsOneTrip(t *testing.T) {
-	t.Parallel()
-	for _, shared := range []bool{false, true} {
-		b, wire := wired(t)
-		c := b.client(t, quiet)
-		c.SetHandOver(0)
-		for round := range 4 {
-			first := acquire(t, c, "1", nil)
-			granted := make(chan *locked)
-			go func() { granted <- acquire(t, c, "1", &dblock.LockConfig{Shared: shared}) }()
-			pgtest.Eventually(t, "a caller in line", func() bool { return c.InLine(key("1")) == 1 })
-			before := wire.Trips()
-			release(t, first)
-			heir := <-granted
-			if n := wire.Trips() - before; n != 1 && round > 1 { // statements are prepared
-				t.Errorf("shared %t: %d round trips, want 1", shared, n)
-			}
-			if heir.Token() <= first.Token() {
-				t.Errorf("token %d came after %d", heir.Token(), first.Token())
-			}
-			release(t, heir)
-		}
-	}
-}
-
 // Callers of one process hand a key over in memory: far less than a round trip for each.
 func TestHandOversCostNoTrip(t *testing.T) {
 	t.Parallel()
