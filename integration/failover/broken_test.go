@@ -14,7 +14,7 @@ import (
 // broken is a pair with one client whose handlers do something that they must not, and what clients were told.
 func broken(t *testing.T) (p *pair, c *client, told *[]entry, bank string) {
 	t.Helper()
-	p, told, bank = newPair(t, tables), new([]entry), filepath.Join(t.TempDir(), "bank")
+	p, told, bank = newPair(t), new([]entry), filepath.Join(t.TempDir(), "bank")
 	if err := appendLine(bank, "0 reference"); err != nil {
 		t.Fatal(err)
 	}

@@ -54,15 +54,15 @@ const (
 // calls in steps, transitions and what is written under locks. Tokens go on growing.
 func TestSynchronousStandbyIsPromoted(t *testing.T) {
 	t.Parallel()
-	p := newPair(t, tables)
+	p := newPair(t)
 	p.synchronous(t)
 	bank := filepath.Join(t.TempDir(), "bank")
-	l := startLoad(t, p.url(), bank, 2)
+	l := startLoad(t, p.url(), bank)
 	defer l.end()
 	for round := range rounds {
-		l.await(t, enough)
+		l.await(t)
 		old := p.failOver(t)
-		l.await(t, enough)
+		l.await(t)
 		if round < rounds-1 {
 			p.rebuild(t, old)
 			p.synchronous(t)
@@ -82,16 +82,16 @@ func TestSynchronousStandbyIsPromoted(t *testing.T) {
 // has not heard of.
 func TestAsynchronousStandbyIsPromoted(t *testing.T) {
 	t.Parallel()
-	p := newPair(t, tables)
+	p := newPair(t)
 	bank := filepath.Join(t.TempDir(), "bank")
-	l := startLoad(t, p.url(), bank, 2)
+	l := startLoad(t, p.url(), bank)
 	defer l.end()
 	for round := range rounds {
-		l.await(t, enough)
+		l.await(t)
 		p.cutOff(t)
-		l.await(t, enough)
+		l.await(t)
 		old := p.failOver(t)
-		l.await(t, enough)
+		l.await(t)
 		if round < rounds-1 {
 			p.rebuild(t, old)
 		}
@@ -105,13 +105,13 @@ func TestAsynchronousStandbyIsPromoted(t *testing.T) {
 	report(t, a, fmt.Sprintf("R7 async failovers=%d requests=%d acknowledged=%d vanished=%d alone=%d doubled=%d repeated=%d", rounds, len(entries), a.acknowledged, a.lost, a.alone, a.doubled, again))
 }
 
-// await waits until the clients have been told so many more things.
-func (l *load) await(t *testing.T, n int64) {
+// await waits until the clients have been told enough more things.
+func (l *load) await(t *testing.T) {
 	t.Helper()
-	for goal, deadline := l.told.Load()+n, time.After(5*time.Minute); l.told.Load() < goal; {
+	for goal, deadline := l.told.Load()+enough, time.After(5*time.Minute); l.told.Load() < goal; {
 		select {
 		case <-deadline:
-			t.Fatalf("%d of %d answers in 5 minutes", l.told.Load()-goal+n, n)
+			t.Fatalf("%d of %d answers in 5 minutes", l.told.Load()-goal+enough, enough)
 		case <-time.After(10 * time.Millisecond):
 		}
 	}

@@ -284,7 +284,7 @@ func (l *load) note(e entry) {
 	l.told.Add(1)
 }
 
-func startLoad(t *testing.T, url, bank string, processes int) *load {
+func startLoad(t *testing.T, url, bank string) *load {
 	t.Helper()
 	l := &load{}
 	c, err := newClient(t.Context(), url, bank, l.note)
@@ -297,6 +297,7 @@ func startLoad(t *testing.T, url, bank string, processes int) *load {
 		c.run(t.Context(), stop)
 		c.close(t.Context())
 	})
+	const processes = 2
 	for range processes {
 		l.fork(t, url, bank)
 	}

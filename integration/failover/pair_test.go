@@ -28,7 +28,7 @@ type pair struct {
 }
 
 // newPair starts a primary with the library's schema, and a standby that follows it.
-func newPair(t *testing.T, tables string) *pair {
+func newPair(t *testing.T) *pair {
 	t.Helper()
 	pgtest.New(t)                             // skips where there is no server to start, and watches for leaks
 	dir, err := os.MkdirTemp("/tmp", "pair-") //nolint:usetesting // TempDir is too long for a socket

@@ -44,7 +44,7 @@ func onClock(t *testing.T) (*clock, *service) {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { _ = os.RemoveAll(dir) })
-	if err := os.Chmod(dir, 0o755); err != nil { //nolint:gosec // see above
+	if err := os.Chmod(dir, 0o755); err != nil {
 		t.Fatal(err)
 	}
 	c := &clock{file: filepath.Join(dir, "offset")}
@@ -61,7 +61,7 @@ func onClock(t *testing.T) (*clock, *service) {
 func (c *clock) write(t *testing.T) {
 	t.Helper()
 	next := c.file + ".next"
-	err := os.WriteFile(next, fmt.Appendf(nil, "%+d\n", int64(c.ahead/time.Second)), 0o644) //nolint:gosec // the server's user reads it
+	err := os.WriteFile(next, fmt.Appendf(nil, "%+d\n", int64(c.ahead/time.Second)), 0o644)
 	if err := errors.Join(err, os.Rename(next, c.file)); err != nil {
 		t.Fatal(err)
 	}
