@@ -170,10 +170,11 @@ func TestWALDiskIsFull(t *testing.T) {
 	s := newService(t, pool)
 	writing, cancel := context.WithCancel(t.Context())
 	var wg sync.WaitGroup
-	wg.Go(func() { writeWAL(writing, pool) })
 	defer wg.Wait()
 	defer cancel()
+	var begin sync.Once // not before the disk is filled: nobody would free what this writes
 	underLoad(t, s, d, func() bool {
+		begin.Do(func() { wg.Go(func() { writeWAL(writing, pool) }) })
 		full := panics(t, server) > 0 && s.said("unavailable")+s.said("unknown outcome") > 0
 		if full {
 			cancel()
