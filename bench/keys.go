@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math/rand/v2"
+	"strconv"
 	"sync/atomic"
 	"time"
 
@@ -17,7 +19,16 @@ import (
 // keys is this library's store of keys, on a pool that those beside it use too.
 type keys struct {
 	*idem.Store[pgx.Tx]
-	pool *pgxpool.Pool
+	pool      *pgxpool.Pool
+	merchants int // whose keys are executed; 0 is as 1
+}
+
+// merchant is the scope of a new key.
+func (k *keys) merchant() string {
+	if k.merchants == 0 {
+		return "merchant-1"
+	}
+	return "merchant-" + strconv.Itoa(rand.IntN(k.merchants)) //nolint:gosec // no secret
 }
 
 // newKeys has as many connections as asked for.
@@ -39,7 +50,7 @@ func newKeys(ctx context.Context, url string, connections int, cfg *idem.Config)
 		pool.Close()
 		return nil, err
 	}
-	return &keys{store, pool}, nil
+	return &keys{Store: store, pool: pool}, nil
 }
 
 // prepare makes the tables: ours, and one for the business.
@@ -74,7 +85,7 @@ func requestID(n int64) string { return fmt.Sprintf("5f1b0c2e-8d1c-4e09-9c59-%01
 
 // do executes a new key with one write of the business.
 func (k *keys) do(ctx context.Context, id, note string) error {
-	res, err := idem.Do(ctx, k.Store, refunds.Key("merchant-1", id), idem.Bytes([]byte(id)), func(ctx context.Context, tx pgx.Tx) (receipt, error) {
+	res, err := idem.Do(ctx, k.Store, refunds.Key(k.merchant(), id), idem.Bytes([]byte(id)), func(ctx context.Context, tx pgx.Tx) (receipt, error) {
 		r := receipt{Note: note}
 		return r, tx.QueryRow(ctx, sqlRefund, id, 100).Scan(&r.RefundID)
 	})

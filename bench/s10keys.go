@@ -27,13 +27,14 @@ const (
 	emptyTable  = "pgonce, empty table"
 	growWorkers = 4
 	loadWorkers = 8
+	merchants   = 1000
 )
 
 // sqlFill writes records as Do does, of the numbers $1 to $2, over the last 30 days. A result of 512 bytes is there where $3 says so;
-// it is no longer to be replayed if $4 says so.
+// it is no longer to be replayed if $4 says so. Keys are those of $5 merchants.
 const sqlFill = `
 INSERT INTO %s.idem_record (attempt, created_at, replay_until, remember_until, state, fp_ver, scope, digest, op, id, fp, result)
-SELECT i, at, CASE WHEN $4::boolean THEN at ELSE at + interval '1 day' END, at + interval '60 days', 1, 2, 'merchant-' || i %% 1000,
+SELECT i, at, CASE WHEN $4::boolean THEN at ELSE at + interval '1 day' END, at + interval '60 days', 1, 2, 'merchant-' || i %% $5::bigint,
        decode(md5('digest' || i), 'hex'), 'refund.create', '5f1b0c2e-8d1c-4e09-9c59-' || lpad(i::text, 12, '0'), decode(md5('fp' || i), 'hex'),
        CASE WHEN $3::boolean THEN convert_to('{"RefundID":' || i || ',"Note":"' || repeat('x', 475) || '"}', 'UTF8') END
 FROM generate_series($1::bigint, $2::bigint) i, LATERAL (SELECT now() - interval '30 days' * ((i * 7919) %% 1000000) / 1000000.0 AS at) t`
@@ -59,7 +60,7 @@ func (k *keys) fill(ctx context.Context, schema string, count int64, results, ov
 	const most = 500_000 // in one statement
 	for from := int64(1); from <= count; from += most {
 		fmt.Fprintf(os.Stderr, "bench: %s: %d of %d keys\n", schema, from-1, count)
-		if _, err := k.pool.Exec(ctx, fmt.Sprintf(sqlFill, schema), from, min(count, from+most-1), results, over); err != nil {
+		if _, err := k.pool.Exec(ctx, fmt.Sprintf(sqlFill, schema), from, min(count, from+most-1), results, over, merchants); err != nil {
 			return err
 		}
 	}
@@ -87,6 +88,7 @@ func measureManyKeys(ctx context.Context, g *ground) error {
 	if err := full.fill(ctx, fullSchema, count, false, true); err != nil {
 		return err
 	}
+	full.merchants, empty.merchants = merchants, merchants
 	var ids requests
 	contenders := []contender{
 		repeated(us, growWorkers, true, func(ctx context.Context) error { return full.do(ctx, "many-"+ids.next(), "") }),
@@ -123,6 +125,7 @@ func measurePurge(ctx context.Context, g *ground) error {
 	if err := k.fill(ctx, purgeSchema, count, true, true); err != nil {
 		return err
 	}
+	k.merchants = merchants
 	var ids requests
 	load := func(ctx context.Context) error { return k.do(ctx, "purge-"+ids.next(), "") }
 	alone := repeated("pgonce, no purge", loadWorkers, true, load)

@@ -54,7 +54,7 @@ func (g *ground) leftBehind(ctx context.Context, url string) error {
 	if err != nil {
 		return err
 	}
-	inClear := &keys{open, hidden.pool}
+	inClear := &keys{Store: open, pool: hidden.pool}
 	note := strings.Repeat("x", 512-len(`{"RefundID":1000,"Note":""}`))
 	var ids requests
 	ids.last.Store(1_000_000)
