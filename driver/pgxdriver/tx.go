@@ -77,13 +77,17 @@ func (d *Driver) begin(ctx context.Context, level pg.Isolation, first []pg.Stmt)
 	}
 	lost := conn.Conn().IsClosed()
 	o.Rollback(ctx)
-	switch err = mapError(err); {
+	return nil, beginError(mapError(err), lost)
+}
+
+func beginError(err error, lost bool) error {
+	switch {
 	case errors.Is(err, os.ErrDeadlineExceeded):
-		return nil, fmt.Errorf("%w: no answer to BEGIN: %w", pg.ErrUnavailable, err)
+		return fmt.Errorf("%w: no answer to BEGIN: %w", pg.ErrUnavailable, err)
 	case lost:
-		return nil, fmt.Errorf("%w: %w", pg.ErrTxLost, err)
+		return fmt.Errorf("%w: %w", pg.ErrTxLost, err)
 	}
-	return nil, err
+	return err
 }
 
 func (o *ownedTx) Handle() pgx.Tx { return &o.handle }
