@@ -87,35 +87,43 @@ func drawShares(title string, shares []share) ([]byte, error) {
 	for _, style := range []*text.Style{&p.Title.TextStyle, &p.X.Tick.Label, &p.Y.Tick.Label} {
 		style.Color, style.Font.Variant = ink, "Sans"
 	}
+	if err := addShares(p, middles, errs); err != nil {
+		return nil, err
+	}
+	p.Y.Min, p.Y.Max = -0.5, float64(len(shares))-0.5
+	canvas := vgsvg.New(6.5*vg.Inch, vg.Length(len(shares))*0.25*vg.Inch+0.7*vg.Inch)
+	p.Draw(draw.New(canvas))
+	var b bytes.Buffer
+	_, err := canvas.WriteTo(&b)
+	const font = "font-family:Liberation Sans" // which few have
+	return bytes.ReplaceAll(b.Bytes(), []byte(font), []byte(font+",Arial,sans-serif")), err
+}
+
+// addShares draws a dot with its range for each, and a line where both sides make the same.
+func addShares(p *plot.Plot, middles plotter.XYs, errs plotter.XErrors) error {
 	points := struct {
 		plotter.XYs
 		plotter.XErrors
 	}{middles, errs}
 	ranges, err := plotter.NewXErrorBars(points)
 	if err != nil {
-		return nil, err
+		return err
 	}
 	ranges.Color, ranges.Width = mark, vg.Points(1)
 	dots, err := plotter.NewScatter(middles)
 	if err != nil {
-		return nil, err
+		return err
 	}
 	dots.Color, dots.Shape, dots.Radius = mark, draw.CircleGlyph{}, vg.Points(3)
-	even, err := plotter.NewLine(plotter.XYs{{X: 1, Y: -0.5}, {X: 1, Y: float64(len(shares)) - 0.5}})
+	even, err := plotter.NewLine(plotter.XYs{{X: 1, Y: -0.5}, {X: 1, Y: float64(len(middles)) - 0.5}})
 	if err != nil {
-		return nil, err
+		return err
 	}
 	even.Color = ink
 	grid := plotter.NewGrid()
 	grid.Vertical.Color, grid.Horizontal.Color = faint, nil
 	p.Add(grid, even, ranges, dots)
-	p.Y.Min, p.Y.Max = -0.5, float64(len(shares))-0.5
-	canvas := vgsvg.New(6.5*vg.Inch, vg.Length(len(shares))*0.25*vg.Inch+0.7*vg.Inch)
-	p.Draw(draw.New(canvas))
-	var b bytes.Buffer
-	_, err = canvas.WriteTo(&b)
-	const font = "font-family:Liberation Sans" // which few have
-	return bytes.ReplaceAll(b.Bytes(), []byte(font), []byte(font+",Arial,sans-serif")), err
+	return nil
 }
 
 // ticks are round ratios.

@@ -146,23 +146,7 @@ func (o *ownedTx) Commit(ctx context.Context, last ...pg.Stmt) error {
 	if o.life.largeObjects.Load() {
 		return o.commitInTwo(ctx, last)
 	}
-	limit(ctx, o.conn)
-	b := batch(1, last)
-	queue(b, last)
-	b.Queue("commit")
-	// pgx can tell that an error came before anything was sent, but not in every mode that it
-	// came before the last of several statements was answered. So whatever is not the
-	// server's refusal counts as unknown.
-	var tag pgconn.CommandTag
-	var err error
-	pgerr.WithoutCancel(o.conn.Conn(), func() {
-		br := o.conn.SendBatch(context.WithoutCancel(ctx), b)
-		if err = receive(br, last); err == nil {
-			tag, err = br.Exec()
-		}
-		err = cmp.Or(err, br.Close())
-	})
-	unlimit(o.conn)
+	tag, err := o.sendLast(ctx, last)
 	switch {
 	case err != nil:
 		return pg.CommitError(mapError(err))
@@ -173,6 +157,27 @@ func (o *ownedTx) Commit(ctx context.Context, last ...pg.Stmt) error {
 	}
 	o.release()
 	return nil
+}
+
+// sendLast sends the last statements with COMMIT, and returns the answer to that.
+//
+// pgx can tell that an error came before anything was sent, but not in every mode that it
+// came before the last of several statements was answered. So whatever is not the
+// server's refusal counts as unknown.
+func (o *ownedTx) sendLast(ctx context.Context, last []pg.Stmt) (tag pgconn.CommandTag, err error) {
+	limit(ctx, o.conn)
+	defer unlimit(o.conn)
+	b := batch(1, last)
+	queue(b, last)
+	b.Queue("commit")
+	pgerr.WithoutCancel(o.conn.Conn(), func() {
+		br := o.conn.SendBatch(context.WithoutCancel(ctx), b)
+		if err = receive(br, last); err == nil {
+			tag, err = br.Exec()
+		}
+		err = cmp.Or(err, br.Close())
+	})
+	return tag, err
 }
 
 // commitInTwo pays a trip more than Commit, for a handler that used large
