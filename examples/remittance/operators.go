@@ -26,20 +26,20 @@ func (s *storm) operate(ctx context.Context) (left int, err error) {
 	return resets + decisions, err
 }
 
-// stop cancels one, or blocks it, each time that people look.
+// stop cancels the next one, or blocks it.
 func (s *storm) stop(ctx context.Context) error {
-	for s.stops < s.messages && !stopped(s.stops) {
+	for ; s.stops < s.messages; s.stops++ {
+		if !stopped(s.stops) {
+			continue
+		}
+		err := s.service.Stop(ctx, s.key(s.stops), s.stops%100 == 99, "ann")
+		if errors.Is(err, statemachine.ErrConflict) {
+			err = nil // it is sent
+		}
 		s.stops++
+		return err
 	}
-	if s.stops == s.messages {
-		return nil
-	}
-	err := s.service.Stop(ctx, s.key(s.stops), s.stops%100 == 99, "ann")
-	s.stops++
-	if errors.Is(err, statemachine.ErrConflict) {
-		return nil // it is sent
-	}
-	return err
+	return nil
 }
 
 // renew resets what was refused or returned, once, with another account.
@@ -84,21 +84,21 @@ func (s *storm) decide(ctx context.Context) (int, error) {
 	}
 	n := 0
 	for _, c := range cases {
-		if c.Reference == "" {
-			continue
-		}
 		serial := ""
 		for _, e := range s.bank.Entries() {
 			if e.Reference == c.Reference && !e.Back {
 				serial = e.Serial
 			}
 		}
+		if serial == "" {
+			continue // not on paper: as long as the bank does not say that it refuses the reference, nobody may say so
+		}
 		if s.decisions == 0 {
 			s.Say("for a person: %s, sending %d, is at %d (%s). %s", c.Remittance, c.Send, c.Flag, c.Flag, c.Do)
 		}
-		err := s.service.Decide(ctx, c.Remittance, c.Send, serial, "carol", "the statement of today says so")
-		if errors.Is(err, idem.ErrInFlight) {
-			continue
+		err := s.service.Decide(ctx, c.Remittance, c.Send, c.Reference, serial, "carol", "the statement of today says so")
+		if errors.Is(err, idem.ErrInFlight) || errors.Is(err, remit.ErrNothingToDecide) {
+			continue // an enquiry is under way
 		}
 		if err != nil {
 			return n, err

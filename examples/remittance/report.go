@@ -31,7 +31,12 @@ func measure(ctx context.Context, opt options, g *ground, way string, out io.Wri
 	}
 	defer s.close()
 	s.Say("%d remittances, each message delivered %d times to %d workers, seed %d", s.messages, s.Duplicates, s.Workers, s.Seed)
-	if err := s.publish(ctx); err != nil {
+	for range s.messages / 100 { // half of what people want to stop, before it begins; the rest when it may be too late
+		if way == right {
+			err = errors.Join(err, s.stop(ctx))
+		}
+	}
+	if err := errors.Join(err, s.publish(ctx)); err != nil {
 		return nil, err
 	}
 	if err := s.settle(ctx); err != nil {
@@ -65,7 +70,7 @@ func (r *report) print(w io.Writer) {
 		{"  and those taken from the dead", fmt.Sprint(s.jobs.Stuck.Load())},
 		{"resets by an operator", fmt.Sprint(s.renewals)},
 		{"decisions by a person", fmt.Sprint(s.decisions)},
-		{"calls that the bank refused as blocked", fmt.Sprint(s.bank.Blocked())},
+		{"calls refused after an enquiry", fmt.Sprint(s.bank.Blocked())},
 		{"", ""},
 		{"money that left the bank", fmt.Sprintf("%s in %d payments", demo.Euros(r.paid), r.payments)},
 		{"  and came back", demo.Euros(r.back)},

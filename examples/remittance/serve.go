@@ -13,6 +13,7 @@ import (
 
 	"github.com/jackc/pgx/v5"
 	"github.com/pgonce/pgonce/examples/remittance/remit"
+	"github.com/pgonce/pgonce/idem"
 	"github.com/pgonce/pgonce/statemachine"
 )
 
@@ -33,8 +34,8 @@ const toTry = `
       the bank pays and cannot say so: flag 7, and after some seconds it is in
   curl -s %[1]s/undecided
       what a person has to decide, and how
-  curl -si -X POST '%[1]s/remittances/r3/decide?send=1&serial=B00000077'
-      204: your word is on record, and the flag is 2
+  curl -si -X POST '%[1]s/remittances/r3/decide?send=1&reference=REFERENCE&serial=B00000077'
+      204, with the reference of that list: your word is on record, and the flag becomes 2
 `
 
 // leaveUp runs workers, a bank that misbehaves and an office for a person, until ctx ends.
@@ -67,7 +68,7 @@ func (s *storm) office() http.Handler {
 			answer, err := do(r, r.PathValue("id"))
 			status := status
 			switch {
-			case errors.Is(err, statemachine.ErrConflict):
+			case errors.Is(err, statemachine.ErrConflict), errors.Is(err, remit.ErrNothingToDecide), errors.Is(err, idem.ErrInFlight):
 				status = http.StatusConflict
 			case errors.Is(err, statemachine.ErrNotFound), errors.Is(err, pgx.ErrNoRows):
 				status = http.StatusNotFound
@@ -115,9 +116,9 @@ func (s *storm) office() http.Handler {
 	handle("POST /remittances/{id}/decide", http.StatusNoContent, func(r *http.Request, id string) (any, error) {
 		send, err := strconv.Atoi(r.FormValue("send"))
 		if err != nil {
-			return nil, errors.New("want send, and serial if it was paid")
+			return nil, errors.New("want send, reference, and serial if it was paid")
 		}
-		return nil, s.service.Decide(r.Context(), id, send, r.FormValue("serial"), "curl", "tried by hand")
+		return nil, s.service.Decide(r.Context(), id, send, r.FormValue("reference"), r.FormValue("serial"), "curl", "tried by hand")
 	})
 	handle("GET /undecided", http.StatusOK, func(r *http.Request, _ string) (any, error) { return s.service.Undecided(r.Context()) })
 	return mux

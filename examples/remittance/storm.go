@@ -68,7 +68,7 @@ func kind(n int) string {
 func stopped(n int) bool { return n%50 == 49 }
 
 // renewed says that an operator resets this one when it was refused or returned, with another account.
-func renewed(n int) bool { return n%4 != 3 || n%100 == 27 }
+func renewed(n int) bool { return n%3 != 0 }
 
 // prepare starts a bank and the workers, and makes the remittances.
 func prepare(ctx context.Context, opt options, g *ground, way string, out io.Writer) (s *storm, err error) {

@@ -119,7 +119,7 @@ func advice(k idem.Stuck, r row) string {
 	switch {
 	case k.Step != "":
 		return "decide by hand: ask the bank about " + k.Downstream + ". If it has paid, Decide with its serial number; if it has not and " +
-			"refuses the reference from now on, Decide without one, and it is sent anew; if it cannot say, leave it"
+			"refuses the reference from now on, Decide without one, and it is sent anew; if it cannot say, leave it as it is"
 	case r.Reference == nil:
 		return "roll back: the bank has not been called. Remove the cause and have it tried again, or refuse it (Store.Resolve)"
 	}
@@ -127,24 +127,28 @@ func advice(k idem.Stuck, r row) string {
 		"for who has moved it; if it was paid, have it recalled or book it by hand"
 }
 
-// Decide is a person's word about a sending whose outcome nothing else can find out: paid under a serial number, or, without one, not paid
-// and refused from now on.
-func (s *Service) Decide(ctx context.Context, id string, send int, serial, operator, why string) error {
+// Decide is a person's word about a call whose outcome nothing else can find out, by the reference that he has asked the bank about: it was
+// paid under a serial number; or, without one, it was not paid and the bank refuses the reference from now on. If enquiries have got further
+// meanwhile, it is [ErrNothingToDecide], or idem.ErrInFlight.
+func (s *Service) Decide(ctx context.Context, id string, send int, reference, serial, operator, why string) error {
 	key := s.key(id, send)
 	stuck, err := s.keys.Stuck(ctx, 1000)
 	if err != nil {
 		return err
 	}
 	for _, k := range stuck {
-		if k.ID != key.ID() || k.Op != s.op.Name || k.Scope != scope || k.Step == "" {
+		if k.ID != key.ID() || k.Op != s.op.Name || k.Scope != scope || k.Step == "" || k.Downstream != reference {
 			continue
 		}
 		r := idem.Resolution{Step: k.Step, Outcome: idem.NeverHappened, Actor: operator, Reason: why}
 		if serial != "" {
 			r.Outcome = idem.Happened
-			r.Value = told{Word: Word{Reference: k.Downstream, Code: codePaid, Serial: serial}, Enquired: true}
+			r.Value = told{Word: Word{Reference: reference, Code: codePaid, Serial: serial}, Enquired: true}
 		}
 		return s.keys.Resolve(ctx, key, r)
 	}
-	return errors.New("there is nothing to decide about " + key.ID())
+	return fmt.Errorf("%w about reference %s of %s: it is decided, or an enquiry is under way", ErrNothingToDecide, reference, key.ID())
 }
+
+// ErrNothingToDecide means that a person's word is not needed, or not at this moment.
+var ErrNothingToDecide = errors.New("nothing to decide")
