@@ -19,6 +19,7 @@ import (
 	"fmt"
 	"reflect"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 
@@ -131,7 +132,7 @@ func (p *proof[K, S, TX]) prepare(ctx context.Context) bool {
 func (p *proof[K, S, TX]) key(id K, state any) string {
 	t := p.b.Table()
 	v := reflect.ValueOf(id)
-	text := fmt.Sprint(v.Interface())
+	var text string
 	switch v.Kind() {
 	case reflect.String:
 		text = v.String()
@@ -139,6 +140,8 @@ func (p *proof[K, S, TX]) key(id K, state any) string {
 		var b [16]byte
 		reflect.Copy(reflect.ValueOf(&b).Elem(), v)
 		text = hex.EncodeToString(b[:])
+	default:
+		text = strconv.FormatInt(v.Int(), 10)
 	}
 	data, _ := json.Marshal(map[string]any{t.ID: text, t.State: state}) // strings: it cannot fail
 	return string(data)
@@ -187,4 +190,10 @@ func (p *proof[K, S, TX]) steps(from S) []step[S] {
 	return out
 }
 
-func text[S sm.StateType](s S) string { return fmt.Sprint(s) }
+// text is a state as the column has it, whatever String method it has for people.
+func text[S sm.StateType](s S) string {
+	if v := reflect.ValueOf(s); v.Kind() != reflect.String {
+		return strconv.FormatInt(v.Int(), 10)
+	}
+	return reflect.ValueOf(s).String()
+}

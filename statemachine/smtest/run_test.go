@@ -144,6 +144,32 @@ func TestRunPassesWhatIsSound(t *testing.T) {
 	}
 }
 
+// flag is a number with a name for people, and so are its rows' ids.
+type (
+	flag   int16
+	number int64
+)
+
+func (flag) String() string   { return "a flag" }
+func (number) String() string { return "a number" }
+
+func TestRunKnowsNumbersWithNames(t *testing.T) {
+	t.Parallel()
+	db := pgtest.New(t)
+	db.Exec(t, `CREATE TABLE flagged (id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY, flag smallint NOT NULL)`)
+	m := sm.MustNew("flagged", sm.Initial(flag(1)), sm.Final(flag(2)), sm.From(flag(1)).On(sm.NewEvent[flag]("pay")).To(flag(2)))
+	pool := db.Pool(t)
+	b, err := sm.Bind[number](m, pgxdriver.New(pool), sm.Table{Name: "flagged", State: "flag"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	db.Exec(t, b.TriggerSQL(nil))
+	smtest.Run(t, pgxdriver.New(pool), b, func(ctx context.Context, state flag) (id number, err error) {
+		err = pool.QueryRow(ctx, `INSERT INTO flagged (flag) VALUES ($1) RETURNING id`, int16(state)).Scan(&id)
+		return id, err
+	}, &smtest.Config[flag]{Racers: 2})
+}
+
 // Each thing that is broken makes it fail, with words that name it.
 func TestRunFailsWhatIsBroken(t *testing.T) {
 	t.Parallel()
