@@ -38,7 +38,7 @@ func (s *Service) Create(ctx context.Context, o Order) error {
 func (s *Service) Reset(ctx context.Context, id string, send int, account, operator string) error {
 	return pgx.BeginFunc(ctx, s.pool, func(tx pgx.Tx) error {
 		res, err := s.flow.FireTx(ctx, tx, id, Renew, statemachine.Dedup(fmt.Sprintf("reset %d", send)), statemachine.Match("send = $1", send),
-			statemachine.SetExpr("send", "send + 1"), statemachine.Set("account", account), statemachine.Actor(operator))
+			statemachine.SetExpr("send", "send + 1"), statemachine.Set("account", account), statemachine.SetExpr("reason", "NULL"), statemachine.Actor(operator))
 		if err != nil || !res.Applied() {
 			return err
 		}
