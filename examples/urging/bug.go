@@ -14,17 +14,17 @@ import (
 )
 
 // wrong starts the instances of the original. Their clocks are not the same: of the second and third they are
-// four and eight seconds ahead, at the scale of the original's lock.
+// six and twelve seconds ahead, at the scale of the original's lock.
 func wrong(ctx context.Context, s *storm) error {
 	for n := range instances {
-		pool, err := s.connect(ctx)
+		pool, err := s.Connect(ctx)
 		if err != nil {
 			return err
 		}
 		mux := http.NewServeMux()
-		skew := time.Duration(n) * 40 * time.Millisecond
+		skew := time.Duration(n) * 60 * time.Millisecond
 		mux.Handle("POST /tickets/{ticket}/urges", urges.UrgeHTTP(original.New(pool, skew), demo.Logger(s.Verbose)))
-		if err := s.listen(mux); err != nil {
+		if err := s.Listen(mux); err != nil {
 			return err
 		}
 	}
@@ -40,7 +40,7 @@ func runOriginal(ctx context.Context, opt options, g *demo.Ground, out io.Writer
 	if err != nil {
 		return d, err
 	}
-	defer s.close()
+	defer s.Close()
 	_, err = s.blowAll(ctx, func(ctx context.Context) error {
 		return demo.Age(ctx, g.Pool, urges.Window, demo.Aged{Schema: "urging_original", Where: `ticket = ANY($2)`, Arg: s.tickets})
 	})
@@ -49,10 +49,10 @@ func runOriginal(ctx context.Context, opt options, g *demo.Ground, out io.Writer
 	}
 	// A window is what lies between two ageings, which took seconds: by the age of its urges in quarters of an hour.
 	const count = `
-WITH w AS (SELECT id, ticket, floor(extract(epoch FROM now() - opened_at) / 900) AS window FROM urging_original.urge WHERE ticket = ANY($1))
-SELECT (SELECT coalesce(sum(n - 1), 0) FROM (SELECT count(*) n FROM w GROUP BY ticket, window) d),
+WITH w AS (SELECT id, ticket, floor(extract(epoch FROM now() - opened_at) / 900) AS nth FROM urging_original.urge WHERE ticket = ANY($1))
+SELECT (SELECT coalesce(sum(n - 1), 0) FROM (SELECT count(*) n FROM w GROUP BY ticket, nth) d),
        (SELECT coalesce(sum(n - 1), 0) FROM (
-           SELECT count(*) n FROM w JOIN urging_original.urger r ON r.urge = w.id GROUP BY ticket, window, user_id) d)`
+           SELECT count(*) n FROM w JOIN urging_original.urger r ON r.urge = w.id GROUP BY ticket, nth, user_id) d)`
 	return d, g.Pool.QueryRow(ctx, count, s.tickets).Scan(&d.urges, &d.subRecords)
 }
 

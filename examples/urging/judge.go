@@ -140,7 +140,7 @@ func storming(ctx context.Context, opt options, g *demo.Ground, out io.Writer) e
 	if err != nil {
 		return err
 	}
-	defer s.close()
+	defer s.Close()
 	s.tell.Say("%d users urge %d tickets, %d times each, at %d instances, seed %d", s.users, len(s.tickets), s.Duplicates, instances, s.Seed)
 	all, err := s.blowAll(ctx, func(ctx context.Context) error { return errors.Join(s.settle(ctx), s.age(ctx, urges.Window)) })
 	if err == nil {
@@ -150,7 +150,7 @@ func storming(ctx context.Context, opt options, g *demo.Ground, out io.Writer) e
 		return err
 	}
 	took := s.tell.Took()
-	s.close() // the push service too: what its slow calls still push must be in its ledger
+	s.Close() // the push service too: what its slow calls still push must be in its ledger
 	b, err := s.readBooks(ctx)
 	if err != nil {
 		return err
@@ -172,11 +172,11 @@ func (s *storm) report(v *demo.Verdict, answers []answer, b books, took time.Dur
 	}
 	demo.Table(out, [][2]string{
 		{"users, tickets, windows", fmt.Sprintf("%d, %d, %d, in %.1f s", s.users, len(s.tickets), s.windows, took.Seconds())},
-		{"HTTP attempts", fmt.Sprint(s.crowd.Attempts.Load())},
-		{"  told to come again (503)", fmt.Sprint(s.crowd.Busy.Load())},
-		{"  broken connections", fmt.Sprint(s.crowd.Broken.Load())},
-		{"server processes terminated", fmt.Sprint(s.faults.Terminated.Load())},
-		{"jobs delivered again", fmt.Sprint(s.faults.Again.Load())},
+		{"HTTP attempts", fmt.Sprint(s.Crowd.Attempts.Load())},
+		{"  told to come again (503)", fmt.Sprint(s.Crowd.Busy.Load())},
+		{"  broken connections", fmt.Sprint(s.Crowd.Broken.Load())},
+		{"server processes terminated", fmt.Sprint(s.Faults.Terminated())},
+		{"jobs delivered again", fmt.Sprint(s.Faults.Again())},
 		{"", ""},
 		{"urges", fmt.Sprint(len(b.windows))},
 		{"sub-records", fmt.Sprint(b.effects)},

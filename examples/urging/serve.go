@@ -15,8 +15,8 @@ func serve(ctx context.Context, opt options, g *demo.Ground, out io.Writer) erro
 	if err != nil {
 		return err
 	}
-	defer s.close()
-	url, ticket := s.crowd.URLs[0], s.tickets[0]
+	defer s.Close()
+	url, ticket := s.Crowd.URLs[0], s.tickets[0]
 	fmt.Fprintf(out, `The service is up. Try, in another shell:
 
   curl -i -X POST -H 'X-User: ann' %[1]s/tickets/%[2]d/urges
@@ -36,7 +36,7 @@ func serve(ctx context.Context, opt options, g *demo.Ground, out io.Writer) erro
 
 The database is %[4]s
 Ctrl-C ends it.
-`, url, ticket, s.crowd.URLs[1], s.URL)
+`, url, ticket, s.Crowd.URLs[1], s.URL)
 	<-ctx.Done()
 	return nil
 }

@@ -3,7 +3,6 @@ package main
 import (
 	"context"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"io"
 	"log/slog"
@@ -12,12 +11,9 @@ import (
 	"sync/atomic"
 	"time"
 
-	"github.com/jackc/pgx/v5"
-	"github.com/jackc/pgx/v5/pgxpool"
 	"github.com/pgonce/pgonce/examples/internal/crowd"
 	"github.com/pgonce/pgonce/examples/internal/demo"
 	"github.com/pgonce/pgonce/examples/urging/urges"
-	"github.com/riverqueue/river"
 )
 
 // instances is how many of the service there are, each with locks, connections and a cache of its own.
@@ -26,15 +22,12 @@ const instances = 3
 // storm is a crowd of users who urge.
 type storm struct {
 	options
-	*demo.Ground
+	*crowd.Stage
 	tell    *demo.Teller
 	tickets []int64
 	push    *pushService
 	queue   *demo.Queue
-	faults  *crowd.Faults
-	crowd   *crowd.Crowd
 	later   atomic.Int64 // by how much time was moved, for the clocks of the caches
-	ends    []func()
 }
 
 // answer is what became of one request.
@@ -47,13 +40,12 @@ type answer struct {
 
 // prepare makes tickets and starts the push service and whatever serves.
 func prepare(ctx context.Context, opt options, g *demo.Ground, out io.Writer, serve func(ctx context.Context, s *storm) error) (s *storm, err error) {
-	s = &storm{options: opt, Ground: g, tell: demo.NewTeller(out), crowd: &crowd.Crowd{Workers: opt.Workers, Seed: opt.Seed}}
-	s.crowd.Progress = func(asked, of int) {
-		s.tell.Say("%d of %d asked, %d server processes terminated", asked, of, s.faults.Terminated.Load())
-	}
+	s = &storm{options: opt, tell: demo.NewTeller(out)}
+	s.Stage = &crowd.Stage{Ground: g, Name: "urging", Crowd: &crowd.Crowd{Workers: opt.Workers, Seed: opt.Seed}}
+	s.Crowd.Progress = func(asked, of int) { s.tell.Say("%d of %d asked", asked, of) }
 	defer func() {
 		if err != nil {
-			s.close()
+			s.Close()
 		}
 	}()
 	for n := range opt.tickets {
@@ -68,56 +60,24 @@ func prepare(ctx context.Context, opt options, g *demo.Ground, out io.Writer, se
 		s.tickets = append(s.tickets, id)
 	}
 	s.queue = &demo.Queue{Pool: g.Pool, Schema: urges.QueueSchema, Where: `(args ->> 'ticket')::bigint = ANY($1)`, Arg: s.tickets}
-	s.faults = &crowd.Faults{Pool: g.Pool, Names: []string{"urging", "pgonce:%"}, Queue: s.queue, Rng: rand.New(rand.NewPCG(opt.Seed, 2))}
+	if opt.Faults {
+		s.Faults = &crowd.Faults{Pool: g.Pool, Names: []string{"urging", "pgonce:%"}, Queue: s.queue, Rng: rand.New(rand.NewPCG(opt.Seed, 2))}
+	}
 	if s.push, err = openPushService(opt.Seed, opt.Faults); err != nil {
 		return s, err
 	}
-	s.ends = append(s.ends, s.push.Close)
+	s.AtEnd(s.push.Close)
 	return s, serve(ctx, s)
-}
-
-// close ends everything, last things first. It may be called twice.
-func (s *storm) close() {
-	for len(s.ends) > 0 {
-		last := len(s.ends) - 1
-		s.ends[last]()
-		s.ends = s.ends[:last]
-	}
 }
 
 // undeliverable says that the push service does not know the assignee of the n-th ticket.
 func (s *storm) undeliverable(n int) bool { return n == 4 }
 
-// connect opens a pool of an instance's own.
-func (s *storm) connect(ctx context.Context) (*pgxpool.Pool, error) {
-	cfg, err := pgxpool.ParseConfig(s.URL)
-	if err != nil {
-		return nil, err
-	}
-	cfg.MaxConns = 8
-	cfg.ConnConfig.RuntimeParams["application_name"] = "urging"
-	pool, err := pgxpool.NewWithConfig(ctx, cfg)
-	if err == nil {
-		s.ends = append(s.ends, pool.Close)
-	}
-	return pool, err
-}
-
-// listen serves an instance.
-func (s *storm) listen(mux *http.ServeMux) error {
-	in, err := crowd.Listen("", mux)
-	if err == nil {
-		s.crowd.URLs = append(s.crowd.URLs, in.URL)
-		s.ends = append(s.ends, in.Close)
-	}
-	return err
-}
-
 // right starts the instances that do it right, and the workers of the queue.
 func right(ctx context.Context, s *storm) error {
 	log := demo.Logger(s.Verbose)
 	for range instances {
-		pool, err := s.connect(ctx)
+		pool, err := s.Connect(ctx)
 		if err != nil {
 			return err
 		}
@@ -126,20 +86,20 @@ func right(ctx context.Context, s *storm) error {
 		if err != nil {
 			return err
 		}
-		s.ends = append(s.ends, func() { _ = service.Close(context.WithoutCancel(ctx)) })
+		s.AtEnd(func() { _ = service.Close(context.WithoutCancel(ctx)) })
 		mux := http.NewServeMux()
 		mux.Handle("POST /tickets/{ticket}/urges", urges.UrgeHTTP(service, log))
 		mux.HandleFunc("GET /tickets/{ticket}/urges", service.StatusHTTP)
-		if err := s.listen(mux); err != nil {
+		if err := s.Listen(mux); err != nil {
 			return err
 		}
 	}
-	return s.work(ctx, log)
+	return s.deliver(ctx, log)
 }
 
-// work starts the workers of the queue.
-func (s *storm) work(ctx context.Context, log *slog.Logger) error {
-	pool, err := s.connect(ctx)
+// deliver starts the workers of the queue.
+func (s *storm) deliver(ctx context.Context, log *slog.Logger) error {
+	pool, err := s.Connect(ctx)
 	if err != nil {
 		return err
 	}
@@ -151,21 +111,13 @@ func (s *storm) work(ctx context.Context, log *slog.Logger) error {
 	if err != nil {
 		return err
 	}
-	return s.start(ctx, queue)
-}
-
-func (s *storm) start(ctx context.Context, queue *river.Client[pgx.Tx]) error {
-	if err := queue.Start(context.WithoutCancel(ctx)); err != nil {
-		return err
-	}
-	s.ends = append(s.ends, func() { _ = queue.StopAndCancel(context.WithoutCancel(ctx)) })
-	return nil
+	return s.Work(ctx, queue)
 }
 
 // gust is who urges what in a round: the repeats of some users and all tickets are shuffled together, so that they meet. Now and then
 // somebody urges a ticket that there is not.
 func (s *storm) gust(round, duplicates int) []answer {
-	const together = 8 // users
+	const together = 2 // users, so that their repeats meet
 	rng := rand.New(rand.NewPCG(s.Seed, uint64(round)<<32))
 	var all []answer
 	for from := 0; from < s.users; from += together {
@@ -188,21 +140,7 @@ func userName(n int) string { return fmt.Sprintf("user-%03d", n) }
 
 // blow sends a gust, while things break.
 func (s *storm) blow(ctx context.Context, all []answer) error {
-	ctx, cancel := context.WithCancel(ctx)
-	defer cancel()
-	broken := make(chan error, 1)
-	go func() {
-		var err error
-		if s.Faults {
-			before := s.crowd.Asked.Load()
-			err = s.faults.Run(ctx, func() int64 { return s.crowd.Asked.Load() - before }, len(all), 15)
-		}
-		if err != nil {
-			cancel()
-		}
-		broken <- err
-	}()
-	s.crowd.Ask(ctx, len(all), func(i int, url string) (*http.Request, error) {
+	return s.Blow(ctx, len(all), func(i int, url string) (*http.Request, error) {
 		ticket := int64(-1)
 		if n := all[i].ticket; n >= 0 {
 			ticket = s.tickets[n]
@@ -218,11 +156,6 @@ func (s *storm) blow(ctx context.Context, all []answer) error {
 			all[i].status = 0
 		}
 	})
-	if err := ctx.Err(); err != nil {
-		cancel()
-		return errors.Join(err, <-broken)
-	}
-	return <-broken
 }
 
 // blowAll sends a gust for each window; next makes one of the other.

@@ -17,7 +17,23 @@ type Faults struct {
 	Queue *demo.Queue
 	Rng   *rand.Rand
 
-	Terminated, Again atomic.Int64 // server processes; jobs that were delivered again
+	terminated, again atomic.Int64
+}
+
+// Terminated is how many server processes were. Nil faults are none.
+func (f *Faults) Terminated() int64 {
+	if f == nil {
+		return 0
+	}
+	return f.terminated.Load()
+}
+
+// Again is how many jobs were delivered again.
+func (f *Faults) Again() int64 {
+	if f == nil {
+		return 0
+	}
+	return f.again.Load()
 }
 
 // Run breaks something at each of steps points of the way to total, as asked counts it: server processes are terminated in
@@ -52,8 +68,8 @@ SELECT count(pg_terminate_backend(pid)) FROM (
 	if err := f.Pool.QueryRow(ctx, terminate, f.Names, f.Rng.IntN(1<<20)).Scan(&n); err != nil {
 		return err
 	}
-	f.Terminated.Add(n)
+	f.terminated.Add(n)
 	again, err := f.Queue.Again(ctx, f.Rng.IntN(1<<20), 10)
-	f.Again.Add(again)
+	f.again.Add(again)
 	return err
 }
