@@ -17,9 +17,9 @@ const QueueSchema = "urging_queue"
 
 const neverGiveUp = 32767
 
-// NewPublisher is a client that enqueues and does not work.
-func NewPublisher(pool *pgxpool.Pool) (*river.Client[pgx.Tx], error) {
-	return river.NewClient(riverpgxv5.New(pool), &river.Config{Schema: QueueSchema})
+// NewPublisher is a client that enqueues and does not work. Without a logger it warns on standard output.
+func NewPublisher(pool *pgxpool.Pool, log *slog.Logger) (*river.Client[pgx.Tx], error) {
+	return river.NewClient(riverpgxv5.New(pool), &river.Config{Schema: QueueSchema, Logger: log})
 }
 
 // NewQueue is a client that works.

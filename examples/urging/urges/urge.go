@@ -55,7 +55,7 @@ func (a Answer) Message(where *time.Location) string {
 type Config struct {
 	CacheSize int              // how many visits are remembered; defaults to 10,000
 	Clock     func() time.Time // of the cache; defaults to time.Now
-	Logger    *slog.Logger     // of the locks; defaults to discarding
+	Logger    *slog.Logger     // of locks and queue
 }
 
 // Service takes urges, over one pool.
@@ -82,7 +82,7 @@ func NewService(ctx context.Context, pool *pgxpool.Pool, cfg *Config) (*Service,
 	if err != nil {
 		return nil, err
 	}
-	jobs, err := NewPublisher(pool)
+	jobs, err := NewPublisher(pool, c.Logger)
 	if err != nil {
 		return nil, err
 	}
