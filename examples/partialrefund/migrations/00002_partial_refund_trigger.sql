@@ -1,0 +1,148 @@
+-- +goose Up
+-- +goose StatementBegin
+-- From here on the column takes the machine's states only, and moves along its edges only, whoever writes. Made by
+-- TriggerSQL from a machine of hash deb2f3b3e54e646a. Comments name nothing of the user's: goose looks for its annotations in them.
+--
+-- Locks: SHARE ROW EXCLUSIVE and ACCESS EXCLUSIVE on the table, for a moment: nothing here reads it, unless
+-- edges are taken away. What cannot be had within two seconds fails, and may be tried again.
+SET LOCAL lock_timeout = '2s';
+
+-- What rows still need must not be taken away. A state is in use while a row is in it, an edge while a row is where it begins.
+DO $pgonce$
+DECLARE
+    pgonce_text text;
+    pgonce_old  jsonb;
+    pgonce_new  jsonb := '{"pgonce":1,"machine":"partial refund","hash":"deb2f3b3e54e646a","states":["agreed","executing","refunded","refused"],"initial":["executing"],"edges":[["agreed","refunded"],["agreed","refused"],["executing","agreed"],["executing","refunded"],["executing","refused"]]}';
+    pgonce_used text;
+BEGIN
+    SELECT COALESCE(pg_catalog.obj_description(p.oid, 'pg_proc'), '') INTO pgonce_text
+      FROM pg_catalog.pg_proc p JOIN pg_catalog.pg_namespace n ON n.oid = p.pronamespace
+     WHERE n.nspname = 'partialrefund' AND p.proname = 'pgonce_refund_state_c5b25cba';
+    IF NOT FOUND THEN
+        RETURN;
+    END IF;
+    IF pgonce_text NOT LIKE '{"pgonce":1,%' THEN
+        RAISE EXCEPTION USING MESSAGE = 'pgonce: a function of this name is there, without the comment that says what it allows',
+            HINT = 'restore the comment from the migration that made it, or drop the function with its triggers.';
+    END IF;
+    pgonce_old := pgonce_text::jsonb;
+    SELECT pg_catalog.string_agg(s.name, ', ' ORDER BY s.name COLLATE "C") INTO pgonce_used
+      FROM pg_catalog.jsonb_array_elements_text(pgonce_old -> 'states') AS s(name)
+     WHERE s.name NOT IN (SELECT pg_catalog.jsonb_array_elements_text(pgonce_new -> 'states'))
+       AND EXISTS (SELECT FROM "partialrefund"."refund" AS pgonce_t WHERE pgonce_t."state"::text = s.name);
+    IF pgonce_used IS NOT NULL THEN
+        RAISE EXCEPTION USING ERRCODE = 'object_in_use', MESSAGE = 'pgonce: rows are in states that this takes away: ' || pgonce_used,
+            HINT = 'move the rows to other states first; to states without an edge from there with set_config(''pgonce.adopt'', the machine''s name, true).';
+    END IF;
+    SELECT pg_catalog.string_agg((e.pair ->> 0) || ' -> ' || (e.pair ->> 1), ', ' ORDER BY (e.pair ->> 0) COLLATE "C", (e.pair ->> 1) COLLATE "C") INTO pgonce_used
+      FROM pg_catalog.jsonb_array_elements(pgonce_old -> 'edges') AS e(pair)
+     WHERE NOT false AND e.pair NOT IN (SELECT pg_catalog.jsonb_array_elements(pgonce_new -> 'edges'))
+       AND EXISTS (SELECT FROM "partialrefund"."refund" AS pgonce_t WHERE pgonce_t."state"::text = e.pair ->> 0);
+    IF pgonce_used IS NOT NULL THEN
+        RAISE EXCEPTION USING ERRCODE = 'object_in_use', MESSAGE = 'pgonce: rows are where edges begin that this takes away: ' || pgonce_used,
+            HINT = 'keep them until no running program fires these events; then make this migration with Contract.';
+    END IF;
+END
+$pgonce$;
+
+CREATE OR REPLACE FUNCTION "partialrefund"."pgonce_refund_state_c5b25cba"() RETURNS trigger
+    LANGUAGE plpgsql
+AS $pgonce$
+-- Made by TriggerSQL; hash deb2f3b3e54e646a.
+DECLARE
+    pgonce_from  pg_catalog.text;
+    pgonce_to    pg_catalog.text;
+    pgonce_adopt pg_catalog.bool := COALESCE(pg_catalog.current_setting('pgonce.adopt', true), '') OPERATOR(pg_catalog.=) 'partial refund';
+BEGIN
+    IF TG_OP OPERATOR(pg_catalog.=) 'UPDATE' THEN
+        pgonce_from := OLD."state"::pg_catalog.text;
+        pgonce_to := NEW."state"::pg_catalog.text;
+        IF pgonce_to OPERATOR(pg_catalog.=) ANY ('{"agreed","executing","refunded","refused"}'::pg_catalog.text[]) AND (
+            pgonce_adopt
+            OR pgonce_from OPERATOR(pg_catalog.=) 'agreed' AND pgonce_to OPERATOR(pg_catalog.=) ANY ('{"refunded","refused"}'::pg_catalog.text[])
+            OR pgonce_from OPERATOR(pg_catalog.=) 'executing' AND pgonce_to OPERATOR(pg_catalog.=) ANY ('{"agreed","refunded","refused"}'::pg_catalog.text[])
+        ) THEN
+            RETURN NEW;
+        END IF;
+    ELSE
+        SELECT pgonce_n."state"::pg_catalog.text INTO pgonce_to
+          FROM pgonce_new AS pgonce_n
+         WHERE (pgonce_n."state"::pg_catalog.text COLLATE pg_catalog."C" OPERATOR(pg_catalog.=) ANY ('{"executing"}'::pg_catalog.text[])
+             OR pgonce_adopt AND pgonce_n."state"::pg_catalog.text COLLATE pg_catalog."C" OPERATOR(pg_catalog.=) ANY ('{"agreed","executing","refunded","refused"}'::pg_catalog.text[])) IS NOT TRUE
+         LIMIT 1;
+        IF NOT FOUND THEN
+            RETURN NULL;
+        END IF;
+    END IF;
+    RAISE EXCEPTION USING ERRCODE = 'check_violation',
+        MESSAGE = pg_catalog.concat('pgonce: machine "partial refund" does not lead from ', COALESCE(pg_catalog.quote_literal(pg_catalog.left(pgonce_from, 200)), CASE TG_OP WHEN 'UPDATE' THEN 'NULL' ELSE 'a new row' END),
+            ' to ', COALESCE(pg_catalog.quote_literal(pg_catalog.left(pgonce_to, 200)), 'NULL')),
+        DETAIL = pg_catalog.json_build_object('machine', 'partial refund', 'from', pg_catalog.left(pgonce_from, 200), 'to', pg_catalog.left(pgonce_to, 200), 'new', TG_OP OPERATOR(pg_catalog.=) 'INSERT'),
+        SCHEMA = TG_TABLE_SCHEMA, TABLE = TG_TABLE_NAME, COLUMN = 'state', CONSTRAINT = TG_NAME;
+END
+$pgonce$;
+
+COMMENT ON FUNCTION "partialrefund"."pgonce_refund_state_c5b25cba"() IS '{"pgonce":1,"machine":"partial refund","hash":"deb2f3b3e54e646a","states":["agreed","executing","refunded","refused"],"initial":["executing"],"edges":[["agreed","refunded"],["agreed","refused"],["executing","agreed"],["executing","refunded"],["executing","refused"]]}';
+
+-- Triggers run in the order of their names, so this one sees what the others make of the row.
+CREATE OR REPLACE TRIGGER "zzzz_pgonce_move_state" BEFORE UPDATE ON "partialrefund"."refund"
+    FOR EACH ROW WHEN (OLD."state"::text COLLATE "C" IS DISTINCT FROM NEW."state"::text COLLATE "C")
+    EXECUTE FUNCTION "partialrefund"."pgonce_refund_state_c5b25cba"();
+
+-- For the statement, not for the row: it sees the rows that have become new ones. A trigger for each row would also see
+-- those that an upsert turns into an update, and those that move to another partition.
+CREATE OR REPLACE TRIGGER "zzzz_pgonce_new_state" AFTER INSERT ON "partialrefund"."refund"
+    REFERENCING NEW TABLE AS pgonce_new FOR EACH STATEMENT
+    EXECUTE FUNCTION "partialrefund"."pgonce_refund_state_c5b25cba"();
+
+-- An INSERT straight into a partition does not fire the trigger of the whole. Partitions that are made later need theirs;
+-- running this again gives it to them, and Verify names those that lack it.
+DO $pgonce$
+DECLARE
+    pgonce_part record;
+BEGIN
+    FOR pgonce_part IN
+        SELECT n.nspname, c.relname
+          FROM pg_catalog.pg_partition_tree('"partialrefund"."refund"'::regclass) t JOIN pg_catalog.pg_class c ON c.oid = t.relid
+          JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
+         WHERE t.level > 0 AND c.relkind IN ('r', 'p')
+    LOOP
+        EXECUTE pg_catalog.format('CREATE OR REPLACE TRIGGER %I AFTER INSERT ON %I.%I REFERENCING NEW TABLE AS pgonce_new FOR EACH STATEMENT EXECUTE FUNCTION %I.%I()',
+            'zzzz_pgonce_new_state', pgonce_part.nspname, pgonce_part.relname, 'partialrefund', 'pgonce_refund_state_c5b25cba');
+    END LOOP;
+END
+$pgonce$;
+
+-- It holds where triggers are off: for a role that replays a log, for one that has disabled them.
+ALTER TABLE "partialrefund"."refund"
+    DROP CONSTRAINT IF EXISTS "pgonce_states_state",
+    ADD CONSTRAINT "pgonce_states_state" CHECK ("state" IS NOT NULL AND "state"::text COLLATE "C" = ANY ('{"agreed","executing","refunded","refused"}'::text[])) NOT VALID;
+COMMENT ON CONSTRAINT "pgonce_states_state" ON "partialrefund"."refund" IS '{"pgonce":1,"machine":"partial refund","hash":"deb2f3b3e54e646a","states":["agreed","executing","refunded","refused"],"initial":["executing"],"edges":[["agreed","refunded"],["agreed","refused"],["executing","agreed"],["executing","refunded"],["executing","refused"]]}';
+-- +goose StatementEnd
+
+-- +goose Down
+-- +goose StatementBegin
+-- Going back would leave the table without any of this, not with what an earlier migration had made.
+DO $pgonce$
+DECLARE
+    pgonce_part record;
+BEGIN
+    IF COALESCE(pg_catalog.current_setting('pgonce.force_down', true), '') <> 'on' THEN
+        RAISE EXCEPTION USING ERRCODE = 'object_in_use', MESSAGE = 'pgonce: dropping these triggers lets any program move rows of this table as it likes',
+            HINT = 'write a migration from the earlier machine instead, or set pgonce.force_down = ''on'' in this session.';
+    END IF;
+    FOR pgonce_part IN
+        SELECT n.nspname, c.relname
+          FROM pg_catalog.pg_partition_tree('"partialrefund"."refund"'::regclass) t JOIN pg_catalog.pg_class c ON c.oid = t.relid
+          JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
+         WHERE t.level > 0
+    LOOP
+        EXECUTE pg_catalog.format('DROP TRIGGER IF EXISTS %I ON %I.%I', 'zzzz_pgonce_new_state', pgonce_part.nspname, pgonce_part.relname);
+    END LOOP;
+END
+$pgonce$;
+DROP TRIGGER IF EXISTS "zzzz_pgonce_move_state" ON "partialrefund"."refund";
+DROP TRIGGER IF EXISTS "zzzz_pgonce_new_state" ON "partialrefund"."refund";
+DROP FUNCTION IF EXISTS "partialrefund"."pgonce_refund_state_c5b25cba"();
+ALTER TABLE "partialrefund"."refund" DROP CONSTRAINT IF EXISTS "pgonce_states_state";
+-- +goose StatementEnd
