@@ -73,10 +73,10 @@ func showTheBug(ctx context.Context, opt options, g *demo.Ground, out io.Writer)
 	if err != nil {
 		return err
 	}
+	fmt.Fprintf(out, "The original paid %d times again for an apply id, %s, and %s more than was paid for the orders.\n\n",
+		d.payments, demo.Euros(d.cents), demo.Euros(d.beyond))
 	fmt.Fprintln(out, "== idem.Do, a conditional UPDATE, a CHECK, and row locks for agreements")
 	right := storming(ctx, opt, g, out)
-	fmt.Fprintf(out, "\nThe original paid %d times again for an apply id, %s, and %s more than was paid for the orders; the right way nothing if its verdict is ok, above.\n",
-		d.payments, demo.Euros(d.cents), demo.Euros(d.beyond))
 	if d.payments == 0 {
 		right = errors.Join(right, errors.New("the original did nothing twice in this storm, so it shows nothing; try more orders"))
 	}

@@ -70,3 +70,30 @@ func TestMigrationAndDiagramAreTheMachines(t *testing.T) {
 	held.Migration(t, "migrations", func(dir string) ([]string, error) { return b.WriteMigration(dir, 2, nil) })
 	held.Diagrams(t, "README.md", refunds.Flow.Mermaid())
 }
+
+// The original makes double effects in the storm in which the right way makes none. How many is a matter of luck, so it may
+// try again.
+func TestTheBugShows(t *testing.T) {
+	t.Parallel()
+	_, g := newGround(t)
+	for range 10 {
+		d, err := runOriginal(patient(t), small(t, 2, 4, true), g, &bytes.Buffer{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if d.payments > 0 {
+			t.Logf("%+v", d)
+			return
+		}
+	}
+	t.Error("the original did nothing twice")
+}
+
+func TestCommandLine(t *testing.T) {
+	t.Parallel()
+	for _, args := range [][]string{{"--orders", "-1"}, {"--refunds=-1"}, {"--duplicates", "0"}, {"extra"}, {"--nope"}} {
+		if err := run(t.Context(), args, &bytes.Buffer{}); err == nil {
+			t.Errorf("%v was accepted", args)
+		}
+	}
+}

@@ -65,10 +65,10 @@ func showTheBug(ctx context.Context, opt options, g *demo.Ground, out io.Writer)
 	if err != nil {
 		return err
 	}
+	fmt.Fprintf(out, "The original made %d double urges, and %d double sub-records within one window.\n\n",
+		d.urges, d.subRecords)
 	fmt.Fprintln(out, "== dblock, the database's clock, constraints")
 	right := storming(ctx, opt, g, out)
-	fmt.Fprintf(out, "\nThe original made %d double urges, and %d double sub-records, within one window; the right way none if its verdict is ok, above.\n",
-		d.urges, d.subRecords)
 	if d.urges+d.subRecords == 0 {
 		right = errors.Join(right, errors.New("the original did nothing twice in this storm, so it shows nothing; try more users"))
 	}

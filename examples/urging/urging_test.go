@@ -69,3 +69,32 @@ func TestMigrationAndDiagramAreTheMachines(t *testing.T) {
 	held.Migration(t, "migrations", func(dir string) ([]string, error) { return b.WriteMigration(dir, 2, nil) })
 	held.Diagrams(t, "README.md", urges.Flow.Mermaid())
 }
+
+// The original makes double effects in the storm in which the right way makes none. How many is a matter of luck, so it may
+// try again.
+func TestTheBugShows(t *testing.T) {
+	t.Parallel()
+	_, g := newGround(t)
+	for range 10 {
+		opt := small(t, 8, 4, true)
+		opt.Workers = 32
+		d, err := runOriginal(patient(t), opt, g, &bytes.Buffer{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if d.urges+d.subRecords > 0 {
+			t.Logf("%+v", d)
+			return
+		}
+	}
+	t.Error("the original did nothing twice")
+}
+
+func TestCommandLine(t *testing.T) {
+	t.Parallel()
+	for _, args := range [][]string{{"--users", "-1"}, {"--tickets=-1"}, {"--duplicates", "0"}, {"extra"}, {"--nope"}} {
+		if err := run(t.Context(), args, &bytes.Buffer{}); err == nil {
+			t.Errorf("%v was accepted", args)
+		}
+	}
+}

@@ -77,10 +77,10 @@ func showTheBug(ctx context.Context, opt options, g *demo.Ground, out io.Writer)
 	if err != nil {
 		return err
 	}
+	fmt.Fprintf(out, "The original put %d messages too many into the queue, and money into wallets %d times too often: %s.\n\n",
+		d.messages, d.credits, demo.Euros(d.cents))
 	fmt.Fprintln(out, "== two machines, one commit, a lock that lives as long as its holder")
 	right := storming(ctx, opt, g, out)
-	fmt.Fprintf(out, "\nThe original put %d messages too many into the queue, and money into wallets %d times too often: %s; the right way never if its verdict is ok, above.\n",
-		d.messages, d.credits, demo.Euros(d.cents))
 	if d.messages == 0 || d.credits == 0 {
 		right = errors.Join(right, errors.New("the original did nothing twice in this storm, so it shows nothing; try more orders"))
 	}

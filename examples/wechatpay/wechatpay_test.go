@@ -73,3 +73,30 @@ func TestMigrationsAndDiagramsAreTheMachines(t *testing.T) {
 	held.Migration(t, "migrations", func(dir string) ([]string, error) { return consumptions.WriteMigration(dir, 4, nil) })
 	held.Diagrams(t, "README.md", wallet.PaymentFlow.Mermaid(), wallet.ConsumptionFlow.Mermaid())
 }
+
+// The original makes double effects in the storm in which the right way makes none. How many is a matter of luck, so it may
+// try again.
+func TestTheBugShows(t *testing.T) {
+	t.Parallel()
+	_, g := newGround(t)
+	for range 10 {
+		d, err := runOriginal(patient(t), small(t, 40, true), g, &bytes.Buffer{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if d.messages > 0 && d.credits > 0 {
+			t.Logf("%+v", d)
+			return
+		}
+	}
+	t.Error("the original did nothing twice")
+}
+
+func TestCommandLine(t *testing.T) {
+	t.Parallel()
+	for _, args := range [][]string{{"--orders", "-1"}, {"--duplicates", "0"}, {"extra"}, {"--nope"}} {
+		if err := run(t.Context(), args, &bytes.Buffer{}); err == nil {
+			t.Errorf("%v was accepted", args)
+		}
+	}
+}
