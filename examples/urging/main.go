@@ -66,7 +66,7 @@ func run(ctx context.Context, args []string, out io.Writer) error {
 func parse(args []string, out io.Writer) (options, error) {
 	o := options{Options: demo.Options{Duplicates: 5, Workers: 64}}
 	flags := demo.Flags("urging", usage, &o.Options, out)
-	flags.IntVar(&o.users, "users", 0, "how many users urge each ticket (default 200, or 40 to show the bug)")
+	flags.IntVar(&o.users, "users", 0, "how many users urge each ticket (default 200, or 24 to show the bug)")
 	flags.IntVar(&o.tickets, "tickets", 0, "how many tickets there are (default 20, or 4 to show the bug)")
 	flags.IntVar(&o.windows, "windows", 0, "how many windows of fifteen minutes go by (default 2, or 6 to show the bug)")
 	if err := o.Parse(flags, args); err != nil {
@@ -74,7 +74,7 @@ func parse(args []string, out io.Writer) (options, error) {
 	}
 	users, tickets, windows := 200, 20, 2
 	if o.ShowTheBug {
-		users, tickets, windows = 40, 4, 6
+		users, tickets, windows = 24, 4, 6
 	}
 	o.users, o.tickets, o.windows = cmp.Or(o.users, users), cmp.Or(o.tickets, tickets), cmp.Or(o.windows, windows)
 	return o, demo.AtLeastOne(o.users, o.tickets, o.windows)
