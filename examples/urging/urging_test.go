@@ -11,7 +11,7 @@ import (
 	"github.com/jackc/pgx/v5/pgxpool"
 	"github.com/pgonce/pgonce/driver/pgxdriver"
 	"github.com/pgonce/pgonce/examples/internal/demo"
-	"github.com/pgonce/pgonce/examples/internal/held"
+	"github.com/pgonce/pgonce/examples/internal/demotest"
 	"github.com/pgonce/pgonce/examples/urging/urges"
 	"github.com/pgonce/pgonce/internal/pgtest"
 	"github.com/pgonce/pgonce/statemachine"
@@ -66,8 +66,8 @@ func TestMigrationAndDiagramAreTheMachines(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	held.Migration(t, "migrations", func(dir string) ([]string, error) { return b.WriteMigration(dir, 2, nil) })
-	held.Diagrams(t, "README.md", urges.Flow.Mermaid())
+	demotest.Migration(t, "migrations", func(dir string) ([]string, error) { return b.WriteMigration(dir, 2, nil) })
+	demotest.Diagrams(t, "README.md", urges.Flow.Mermaid())
 }
 
 // The original makes double effects in the storm in which the right way makes none. How many is a matter of luck, so it may

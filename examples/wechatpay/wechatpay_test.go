@@ -12,7 +12,7 @@ import (
 	"github.com/jackc/pgx/v5/pgxpool"
 	"github.com/pgonce/pgonce/driver/pgxdriver"
 	"github.com/pgonce/pgonce/examples/internal/demo"
-	"github.com/pgonce/pgonce/examples/internal/held"
+	"github.com/pgonce/pgonce/examples/internal/demotest"
 	"github.com/pgonce/pgonce/examples/wechatpay/wallet"
 	"github.com/pgonce/pgonce/internal/pgtest"
 	"github.com/pgonce/pgonce/statemachine"
@@ -69,9 +69,9 @@ func TestMigrationsAndDiagramsAreTheMachines(t *testing.T) {
 	if err := errors.Join(err1, err2); err != nil {
 		t.Fatal(err)
 	}
-	held.Migration(t, "migrations", func(dir string) ([]string, error) { return payments.WriteMigration(dir, 2, nil) })
-	held.Migration(t, "migrations", func(dir string) ([]string, error) { return consumptions.WriteMigration(dir, 4, nil) })
-	held.Diagrams(t, "README.md", wallet.PaymentFlow.Mermaid(), wallet.ConsumptionFlow.Mermaid())
+	demotest.Migration(t, "migrations", func(dir string) ([]string, error) { return payments.WriteMigration(dir, 2, nil) })
+	demotest.Migration(t, "migrations", func(dir string) ([]string, error) { return consumptions.WriteMigration(dir, 4, nil) })
+	demotest.Diagrams(t, "README.md", wallet.PaymentFlow.Mermaid(), wallet.ConsumptionFlow.Mermaid())
 }
 
 // The original makes double effects in the storm in which the right way makes none. How many is a matter of luck, so it may
