@@ -178,7 +178,7 @@ func storming(ctx context.Context, opt options, g *demo.Ground, out io.Writer) e
 	if err := errors.Join(s.blow(ctx, all), s.settle(ctx)); err != nil {
 		return err
 	}
-	late, err := s.again(ctx, 30*24*time.Hour, all)
+	late, err := s.again(ctx, all)
 	if err != nil {
 		return err
 	}

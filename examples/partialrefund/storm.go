@@ -310,8 +310,8 @@ func (s *storm) notify(ctx context.Context, answers []answer) error {
 }
 
 // again makes every row older and asks for everything once more.
-func (s *storm) again(ctx context.Context, d time.Duration, before []answer) ([]answer, error) {
-	err := demo.Age(ctx, s.Pool, d,
+func (s *storm) again(ctx context.Context, before []answer) ([]answer, error) {
+	err := demo.Age(ctx, s.Pool, 30*24*time.Hour,
 		demo.Aged{Schema: "partialrefund", Where: `starts_with(order_id, $2)`, Arg: s.id},
 		demo.Aged{Schema: "pgonce", Table: "idem_record", Where: `scope = 'shop' AND op LIKE 'partialrefund.%' AND starts_with(id, $2)`, Arg: s.id},
 		demo.Aged{Schema: "pgonce", Table: "transition", Where: `machine = 'partial refund' AND (starts_with(entity, $2) OR starts_with(entity, 'agree-' || $2))`, Arg: s.id})

@@ -50,8 +50,8 @@ SELECT count(DISTINCT (u.ticket, u.opened_at, r.user_id)) FROM urging.urger r JO
 }
 
 // judge holds what users were told against the database, and the database against what was pushed.
-func (s *storm) judge(answers []answer, rounds int, aged time.Duration, b books) *demo.Verdict {
-	v := &demo.Verdict{Name: "urging", Effects: b.effects}
+func (s *storm) judge(answers []answer, b books) *demo.Verdict {
+	v, rounds := &demo.Verdict{Name: "urging", Effects: b.effects}, s.windows
 	known := map[[2]int]window{} // by round and ticket
 	number := map[int64]int{}
 	for n, id := range s.tickets {
@@ -67,7 +67,7 @@ func (s *storm) judge(answers []answer, rounds int, aged time.Duration, b books)
 	if want := rounds * len(s.tickets) * s.users; b.effects != want {
 		v.Wrong("%d sub-records are in the database, want %d", b.effects, want)
 	}
-	s.judgeAnswers(v, answers, known, func(round int) time.Duration { return time.Duration(rounds-1-round) * aged })
+	s.judgeAnswers(v, answers, known, func(round int) time.Duration { return time.Duration(rounds-1-round) * urges.Window })
 	return v
 }
 
@@ -155,7 +155,7 @@ func storming(ctx context.Context, opt options, g *demo.Ground, out io.Writer) e
 	if err != nil {
 		return err
 	}
-	v := s.judge(all, s.windows, urges.Window, b)
+	v := s.judge(all, b)
 	s.report(v, all, b, took, out)
 	return v.Err()
 }

@@ -57,7 +57,7 @@ func TestJudgeFindsWhatIsWrong(t *testing.T) {
 	} {
 		answers, b := good()
 		answers = tc.spoil(answers, &b)
-		v := s.judge(answers, s.windows, urges.Window, b)
+		v := s.judge(answers, b)
 		said := strings.Join(v.Wrongs, "\n")
 		if (v.Word() == "ok") != (tc.says == "") || !strings.Contains(said, tc.says) || (v.Err() == nil) != (tc.says == "") {
 			t.Errorf("%s: verdict %s: %s", name, v.Word(), said)

@@ -49,14 +49,12 @@ func (d *desk) urge(t *testing.T, user string) urges.Answer {
 	return a
 }
 
-func (d *desk) age(t *testing.T, by time.Duration, process bool) {
+func (d *desk) age(t *testing.T, by time.Duration) {
 	t.Helper()
 	if err := demo.Age(t.Context(), d.pool, by, demo.Aged{Schema: "urging"}); err != nil {
 		t.Fatal(err)
 	}
-	if process {
-		d.later.Add(int64(by))
-	}
+	d.later.Add(int64(by))
 }
 
 // The window is fixed: who joins late does not make it longer, and what comes after it begins a new one. The database refuses
@@ -65,7 +63,7 @@ func TestWindowIsFixed(t *testing.T) {
 	t.Parallel()
 	d := newDesk(t, urges.Config{})
 	first := d.urge(t, "ann")
-	d.age(t, 10*time.Minute, true)
+	d.age(t, 10*time.Minute)
 	second := d.urge(t, "bob")
 	if !first.Opened || second.Opened || second.Again || second.Urge != first.Urge || !second.Next.Equal(first.Next.Add(-10*time.Minute)) {
 		t.Errorf("%+v, then %+v", first, second)
@@ -73,7 +71,7 @@ func TestWindowIsFixed(t *testing.T) {
 	if a := d.urge(t, "ann"); !a.Again || !a.Cached {
 		t.Errorf("ann, within the window: %+v", a)
 	}
-	d.age(t, 5*time.Minute, true)
+	d.age(t, 5*time.Minute)
 	third := d.urge(t, "ann")
 	if !third.Opened || third.Again || third.Urge == first.Urge {
 		t.Errorf("ann, after the window: %+v", third)

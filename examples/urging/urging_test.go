@@ -36,10 +36,10 @@ func patient(t *testing.T) context.Context {
 	return ctx
 }
 
-func small(t *testing.T, users, tickets int, faults bool) options {
+func small(t *testing.T, users, tickets int) options {
 	t.Helper()
 	opt := options{users: users, tickets: tickets, windows: 2}
-	opt.Duplicates, opt.Workers, opt.Faults, opt.Seed = 5, 16, faults, rand.Uint64N(1_000_000)
+	opt.Duplicates, opt.Workers, opt.Faults, opt.Seed = 5, 16, true, rand.Uint64N(1_000_000)
 	t.Logf("seed %d", opt.Seed)
 	return opt
 }
@@ -49,7 +49,7 @@ func TestStorm(t *testing.T) {
 	t.Parallel()
 	_, g := newGround(t)
 	var out bytes.Buffer
-	if err := storming(patient(t), small(t, 24, 6, true), g, &out); err != nil {
+	if err := storming(patient(t), small(t, 24, 6), g, &out); err != nil {
 		t.Fatalf("%v\n%s", err, &out)
 	}
 	t.Logf("\n%s", &out)
@@ -76,7 +76,7 @@ func TestTheBugShows(t *testing.T) {
 	t.Parallel()
 	_, g := newGround(t)
 	for range 10 {
-		opt := small(t, 8, 4, true)
+		opt := small(t, 8, 4)
 		opt.Workers = 32
 		d, err := runOriginal(patient(t), opt, g, &bytes.Buffer{})
 		if err != nil {

@@ -123,7 +123,7 @@ func storming(ctx context.Context, opt options, g *demo.Ground, out io.Writer) e
 	if err := errors.Join(s.blow(ctx, all), s.settle(ctx)); err != nil {
 		return err
 	}
-	late, err := s.again(ctx, 30*time.Minute)
+	late, err := s.again(ctx)
 	if err != nil {
 		return err
 	}

@@ -223,7 +223,8 @@ func (s *storm) settle(ctx context.Context) error {
 }
 
 // again makes every row older, and everything comes once more: each callback and each message.
-func (s *storm) again(ctx context.Context, d time.Duration) ([]answer, error) {
+func (s *storm) again(ctx context.Context) ([]answer, error) {
+	const d = 30 * time.Minute
 	err := demo.Age(ctx, s.Pool, d,
 		demo.Aged{Schema: "wechatpay", Where: `starts_with(number, $2)`, Arg: s.id},
 		demo.Aged{Schema: "pgonce", Table: "transition", Where: `machine LIKE 'wallet %' AND starts_with(entity, $2)`, Arg: s.id})
