@@ -84,6 +84,10 @@ var (
 	// ErrNotStuck means that there is nothing to decide about a key by [Store.Resolve].
 	ErrNotStuck = errors.New("key does not need a decision")
 
+	// ErrUnfinished means that a key which was begun by [RunSteps] cannot be forgotten: what its steps have done to others would be
+	// forgotten with it. Let it be finished, by a repeat or by the completer, or end it with [Store.Resolve].
+	ErrUnfinished = errors.New("key was begun in steps and is not finished")
+
 	// ErrReadOnly means that the database does not accept writes: a standby, or a
 	// role or database that defaults to read-only transactions. The handler was not run.
 	ErrReadOnly = errors.New("database is read-only")

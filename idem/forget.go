@@ -18,7 +18,11 @@ import (
 // The reason is required, up to [MaxReason] bytes without control characters. A database's role is often shared by
 // many people: name the person in it.
 //
-// Errors: [ErrInvalidKey] (also for the reason), [ErrNoRecord], [ErrInFlight] when somebody is executing the key or waits for it, [ErrReadOnly],
+// A key that [RunSteps] has begun is not forgotten before it is finished or refused ([Store.Resolve]), since its steps may have paid already. Of
+// a finished one no steps are left: a repeat calls them all again, under the same downstream keys as the first time, so that
+// who honours them does nothing twice.
+//
+// Errors: [ErrInvalidKey] (also for the reason), [ErrNoRecord], [ErrInFlight] when somebody is executing the key, in steps too, or waits for it, [ErrUnfinished], [ErrReadOnly],
 // [ErrSchema], [ErrUnavailable], [ErrUnknownOutcome] when the answer to COMMIT was lost: ask again, or [Store.Inspect].
 //
 // Cost on pgx: 2 round trips, one commit, one row deleted and one written. Locks: the key's advisory lock, until the
@@ -51,7 +55,8 @@ func (s *Store[TX]) forget(ctx context.Context, key Key, reason string) error {
 	}
 	c := &call[TX]{store: s, key: key, op: key.op.resolved(), server: srv}
 	var g guard
-	tx, err := s.db.Begin(ctx, ReadCommitted, c.guardStmt(&g))
+	l := &lease[TX]{call: c}
+	tx, err := s.db.Begin(ctx, ReadCommitted, c.guardStmt(&g), l.leaseStmt())
 	if err != nil {
 		return err
 	}
@@ -61,7 +66,12 @@ func (s *Store[TX]) forget(ctx context.Context, key Key, reason string) error {
 		return ErrReadOnly
 	case !g.locked:
 		return ErrInFlight
+	case l.seen.rows > 0 && l.seen.alive:
+		return fmt.Errorf("%w in steps", ErrInFlight)
+	case l.seen.rows > 0:
+		return fmt.Errorf("%w: nothing was forgotten; decide about it with Resolve", ErrUnfinished)
 	}
+	// None comes from here on: a lease is inserted under the key's lock, which is ours, and whoever had it before us has committed.
 	var gone int64
 	err = tx.Commit(ctx, pg.Stmt{SQL: pg.In(s.cfg.Schema, sqlForget), Args: []any{key.scope, key.digest(), reason}, Rows: &gone})
 	switch {

@@ -19,7 +19,7 @@ const (
 	StateNone    State = 0                   // no record: never executed, or forgotten
 	StateDone    State = State(stateDone)    // executed and committed
 	StateRefused State = State(stateRefused) // refused for good ([Final])
-	StateUnknown State = State(stateUnknown) // a handler ended its transaction; a person has to look at what it wrote
+	StateUnknown State = State(stateUnknown) // a handler ended its transaction; a person has to look at what it wrote ([Store.Resolve], [Store.Forget])
 )
 
 func (s State) String() string {

@@ -18,13 +18,16 @@ const (
 
 // Resolution is what a person has decided about a key that cannot be finished without one.
 type Resolution struct {
-	// Step is the step whose outcome is decided; "" if none is, and the key is only to be tried again.
+	// Step is the step whose outcome is decided; "" if it is the whole key's.
 	Step string
 
 	// Outcome of that step: [Happened] or [NeverHappened]. After NeverHappened it is called again, with a new downstream key.
+	//
+	// Of a whole key: Happened ends it, and every repeat gets Value. Without an outcome, a dead key is tried again. A key of
+	// Do whose effect, as you have found out, never happened is freed by [Store.Forget].
 	Outcome Outcome
 
-	// Value is what the step returns from now on, if it happened. It is encoded by the [Codec].
+	// Value is what the step returns, or a repeat gets, from now on, if it happened. It is encoded by the [Codec].
 	Value any
 
 	// Refuse ends the key: it answers [ErrRefused] from now on, with Reason. It cannot end one with a step of unknown outcome.
@@ -34,14 +37,15 @@ type Resolution struct {
 	Actor, Reason string
 }
 
-// Resolve decides about a key that is dead, or has a step of unknown outcome, and puts the decision on record in idem_resolution, in one commit. The
-// key is then free to be executed by a repeat or by the completer, whose attempts begin anew; or it is refused. Whoever still believes that he
+// Resolve decides about a key that is dead, has a step of unknown outcome, or is blocked because a handler of [Do] ended its transaction ([StateUnknown]), and puts
+// the decision on record in idem_resolution, in one commit. The
+// key is then free to be executed by a repeat or by the completer, whose attempts begin anew; or it is done, or refused, and answers so. Whoever still believes that he
 // owns the key does not any more.
 //
-// It is for what a person has found out: nothing checks that it is true. Value must be of the type that the step returns; if
-// it cannot be read, the step fails and the key stays where it is.
+// It is for what a person has found out: nothing checks that it is true. Value must be of the type that the step, or the function, returns; if
+// it cannot be read, the step, or the repeat, fails and the key stays where it is. A key that is ended keeps its answer for [Op.ReplayFor] from now on.
 //
-// Errors: [ErrInvalidKey], [ErrInFlight] while somebody executes the key, [ErrNotStuck], [ErrUnknownOutcome] for Refuse with
+// Errors: [ErrInvalidKey], [ErrInFlight] while somebody executes the key, [ErrNotStuck], [ErrUnknownOutcome] for the end of a key with
 // a step undecided, and for a lost answer to the commit; [ErrSchema], [ErrUnavailable]. Without [ErrUnknownOutcome], an error means that nothing was
 // changed.
 //
@@ -77,8 +81,12 @@ func (r Resolution) check() error {
 		return errors.New("resolution: Reason " + fault)
 	}
 	switch {
-	case r.Step == "" && r.Outcome != Unsure:
-		return errors.New("resolution: an Outcome without a Step")
+	case r.Step == "" && r.Outcome == NeverHappened:
+		return errors.New("resolution: NeverHappened without a Step: to execute the key again, leave the Outcome out, or Forget the key")
+	case r.Step == "" && r.Outcome != Unsure && r.Outcome != Happened:
+		return errors.New("resolution: Outcome must be Happened for a key")
+	case r.Refuse && r.Step == "" && r.Outcome == Happened:
+		return errors.New("resolution: Refuse and Happened for one key")
 	case r.Step != "" && r.Outcome != Happened && r.Outcome != NeverHappened:
 		return errors.New("resolution: Outcome must be Happened or NeverHappened for a Step")
 	case r.Value != nil && r.Outcome != Happened:
@@ -109,11 +117,17 @@ func (c *call[TX]) resolve(ctx context.Context, r Resolution, data []byte) error
 		tx.Rollback(ctx)
 		return err
 	}
+	var decided int64
+	last[len(last)-1].Rows = &decided
 	switch err = tx.Commit(tctx, last...); {
 	case errors.Is(err, pg.ErrOutcomeUnknown):
 		return err
+	case pg.Code(err) == pg.CodeLockTimeout: // somebody is at the record: a purge, or one who forgets it
+		return ErrInFlight
 	case err != nil:
 		return c.explain(err)
+	case decided == 0:
+		return fmt.Errorf("%w: nobody is executing it, and its outcome is known", ErrNotStuck)
 	}
 	return nil
 }
@@ -124,6 +138,8 @@ func (c *call[TX]) decide(ctx context.Context, tx pg.TxQuerier, l *lease[TX], r 
 		return nil, c.explain(err)
 	}
 	switch {
+	case l.seen.rows == 0 && r.ends():
+		return []pg.Stmt{c.decideRecord(r, data)}, nil
 	case l.seen.rows == 0:
 		return nil, fmt.Errorf("%w: nobody is executing it, or it is finished", ErrNotStuck)
 	case l.seen.alive:
@@ -133,9 +149,9 @@ func (c *call[TX]) decide(ctx context.Context, tx pg.TxQuerier, l *lease[TX], r 
 	switch {
 	case err != nil:
 		return nil, err
-	case r.Step == "" && l.seen.state != leaseDead && !r.Refuse:
+	case r.Step == "" && l.seen.state != leaseDead && !r.ends():
 		return nil, fmt.Errorf("%w: it is not dead, so it is tried again anyhow", ErrNotStuck)
-	case r.Refuse && open != "":
+	case r.ends() && open != "":
 		return nil, fmt.Errorf("%w: step %q: decide about it first", ErrUnknownOutcome, open)
 	}
 	last := []pg.Stmt{
@@ -145,12 +161,32 @@ func (c *call[TX]) decide(ctx context.Context, tx pg.TxQuerier, l *lease[TX], r 
 			round, int64(r.Outcome), c.scope, c.digest, c.op.Name, c.storedID(), r.Step, r.Actor, r.Reason, data,
 		}},
 	}
-	if r.Refuse {
+	if r.ends() {
+		state, result := r.end(data)
 		last = append(last, pg.Stmt{SQL: c.store.sql.finish, Args: []any{
-			c.scope, c.digest, l.nonce, seconds(c.op.ReplayFor), seconds(c.op.RememberFor), stateRefused, packRefusal(r.Reason, nil),
+			c.scope, c.digest, l.nonce, seconds(c.op.ReplayFor), seconds(c.op.RememberFor), state, result,
 		}})
 	}
 	return last, nil
+}
+
+// ends says whether the decision is the key's answer.
+func (r Resolution) ends() bool { return r.Refuse || r.Step == "" && r.Outcome == Happened }
+
+// end is what becomes the key's record.
+func (r Resolution) end(data []byte) (state int64, result []byte) {
+	if r.Refuse {
+		return stateRefused, packRefusal(r.Reason, nil)
+	}
+	return stateDone, data
+}
+
+// decideRecord gives a blocked key its answer. It affects no row where the key is not blocked.
+func (c *call[TX]) decideRecord(r Resolution, data []byte) pg.Stmt {
+	state, result := r.end(data)
+	return pg.Stmt{SQL: c.store.sql.resolveRecord, Args: []any{
+		c.key.scope, c.key.digest(), state, result, seconds(c.op.ReplayFor), seconds(c.op.RememberFor), int64(r.Outcome), r.Actor, r.Reason, data,
+	}}
 }
 
 // decideStep writes the outcome of a step, and says which one is still undecided.

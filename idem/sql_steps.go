@@ -184,6 +184,20 @@ SET state = $4::smallint, round = round + $5::int, result = $6::bytea, at = stat
 WHERE s.scope = $1::text AND s.digest = $2::bytea AND s.name = $3::text AND s.state = 1
 RETURNING s.round`
 
+	// sqlResolveRecord gives a key that is blocked the answer that a person has decided on, and puts the decision on record. By the primary
+	// key. Lock: the record's row. No row is returned, and none written, for a key that is not blocked.
+	sqlResolveRecord = `
+WITH pgonce_known AS (
+    UPDATE "pgonce"."idem_record"
+    SET state = $3::smallint, result = $4::bytea,
+        replay_until = CASE WHEN $5::float8 < 0 THEN 'infinity' ELSE statement_timestamp() + make_interval(secs => $5::float8) END,
+        remember_until = CASE WHEN $6::float8 < 0 THEN 'infinity' ELSE statement_timestamp() + make_interval(secs => $6::float8) END
+    WHERE scope = $1::text AND digest = $2::bytea AND state = 3
+    RETURNING scope, digest, op, id)
+INSERT INTO "pgonce"."idem_resolution" (round, outcome, scope, digest, op, id, step, actor, reason, result)
+SELECT 0, $7::smallint, scope, digest, op, id, '', $8::text, $9::text, $10::bytea
+FROM pgonce_known`
+
 	// sqlResolution puts a person's decision on record.
 	sqlResolution = `
 INSERT INTO "pgonce"."idem_resolution" (round, outcome, scope, digest, op, id, step, actor, reason, result)

@@ -92,7 +92,7 @@ type statements struct {
 	workerNew, workerBeat, workerBury, workersForget                     string
 	claim, lease, takeLock, take, die, leave, drop, dropStale, abandoned string
 	steps, store, own, storeTx, step, finish                             string
-	stuck, resolveLock, revive, resolveStep, resolution                  string
+	stuck, resolveLock, revive, resolveStep, resolution, resolveRecord   string
 }
 
 // New makes a store over a driver: pgxdriver.New(pool), sqldriver.New(db) or
@@ -146,7 +146,7 @@ func statementsIn(schema string) statements {
 		claim: in(sqlClaim), lease: in(sqlLease), takeLock: in(sqlTakeLock), take: in(sqlTake), die: in(sqlDie),
 		leave: in(sqlLeave), drop: in(sqlDrop), dropStale: in(sqlDropStale), abandoned: in(sqlAbandoned),
 		steps: in(sqlSteps), store: in(sqlStore), own: in(sqlOwn), storeTx: in(sqlStoreTx), step: in(sqlStep), finish: in(sqlFinish),
-		stuck: in(sqlStuck), resolveLock: in(sqlResolveLock), revive: in(sqlRevive), resolveStep: in(sqlResolveStep), resolution: in(sqlResolution),
+		stuck: in(sqlStuck), resolveLock: in(sqlResolveLock), revive: in(sqlRevive), resolveStep: in(sqlResolveStep), resolution: in(sqlResolution), resolveRecord: in(sqlResolveRecord),
 	}
 }
 

@@ -31,7 +31,19 @@ const payouts = `
 CREATE TABLE payout (serial bigint GENERATED ALWAYS AS IDENTITY, id text NOT NULL);
 CREATE TABLE seen (id text NOT NULL, serial bigint NOT NULL);
 CREATE TABLE bank (serial bigint GENERATED ALWAYS AS IDENTITY, id text NOT NULL, reference text);
-CREATE TABLE void (reference text NOT NULL)`
+CREATE TABLE void (reference text NOT NULL);
+CREATE FUNCTION pay(num text, ref text) RETURNS bigint LANGUAGE plpgsql AS $$ DECLARE s bigint; BEGIN
+	PERFORM pg_advisory_xact_lock(hashtextextended(ref, 0));
+	IF EXISTS (SELECT FROM void WHERE reference = ref) THEN RAISE 'the reference is void'; END IF;
+	INSERT INTO bank (id, reference) VALUES (num, ref) RETURNING serial INTO s;
+	RETURN s;
+END $$;
+CREATE FUNCTION enquire(ref text) RETURNS bigint LANGUAGE plpgsql AS $$ DECLARE s bigint; BEGIN
+	PERFORM pg_advisory_xact_lock(hashtextextended(ref, 0));
+	SELECT max(serial) INTO s FROM bank WHERE reference = ref;
+	IF s IS NULL THEN INSERT INTO void VALUES (ref); END IF;
+	RETURN coalesce(s, 0);
+END $$`
 
 // lives are processes under test, by their client's library and by how they go about it.
 type life = func(ctx context.Context, p *idemtest.Process, id string) (int64, error)
@@ -112,20 +124,17 @@ func TestCrashEverywhereInDo(t *testing.T) {
 	}
 }
 
-// paying pays at a bank that does not know references, at most once by what its ledger says, and books the payment.
+// paying pays at a bank that pays as often as it is asked to, but for references that it has declared void when somebody enquired, and books the payment.
 func paying(bank *pgxpool.Pool, reconcile bool) life {
 	return func(ctx context.Context, p *idemtest.Process, id string) (int64, error) {
 		pay := func(ctx context.Context, reference string) (serial int64, err error) {
-			err = p.Call(func() error { // a reference that was declared void is refused, any other is paid as often as it is asked for
-				return bank.QueryRow(context.WithoutCancel(ctx), `INSERT INTO bank (id, reference) SELECT $1, $2
-					WHERE NOT EXISTS (SELECT FROM void WHERE reference = $2) RETURNING serial`, id, reference).Scan(&serial)
+			err = p.Call(func() error {
+				return bank.QueryRow(context.WithoutCancel(ctx), `SELECT pay($1, $2)`, id, reference).Scan(&serial)
 			})
 			return serial, err
 		}
 		enquire := func(ctx context.Context, reference string) (serial int64, o idem.Outcome, err error) {
-			err = bank.QueryRow(ctx, `WITH locked AS (SELECT pg_advisory_xact_lock(1)), voided AS (INSERT INTO void
-				SELECT $1 FROM locked WHERE NOT EXISTS (SELECT FROM bank WHERE reference = $1))
-				SELECT coalesce((SELECT max(serial) FROM bank WHERE reference = $1), 0)`, reference).Scan(&serial)
+			err = bank.QueryRow(ctx, `SELECT enquire($1)`, reference).Scan(&serial)
 			if serial == 0 {
 				return 0, idem.NeverHappened, err
 			}

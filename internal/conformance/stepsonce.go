@@ -138,7 +138,8 @@ func stepsResolveMisuse[TX any](t *testing.T, c Client[TX]) {
 	for says, r := range map[string]idem.Resolution{
 		"Actor":           {Reason: "r"},
 		"Reason":          {Actor: "a"},
-		"without a Step":  {Actor: "a", Reason: "r", Outcome: idem.Happened},
+		"without a Step":  {Actor: "a", Reason: "r", Outcome: idem.NeverHappened},
+		"Refuse and":      {Actor: "a", Reason: "r", Outcome: idem.Happened, Refuse: true},
 		"must be":         {Actor: "a", Reason: "r", Step: "pay"},
 		"a Value without": {Actor: "a", Reason: "r", Step: "pay", Outcome: idem.NeverHappened, Value: 1},
 	} {
