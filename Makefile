@@ -27,8 +27,9 @@ test: ## lint, then every test with the race detector, on real Postgres servers
 		(cd $$m && go test -race -run '^$$' ./... >/dev/null && $(GOTEST) -p 1 ./...); done # built side by side, run one by one
 	@echo "== test allocations"; go test -run '^TestAllocations' ./idem # the race detector makes its own
 
-soak: ## the safety suites at full size, with their figures (DBLOCK_SEED=1 repeats the choices of a run)
+soak: ## the safety suites at full size, with their figures (DBLOCK_SEED=1, IDEM_SEED=1 repeat the choices of a run)
 	@scripts/setup.sh postgres race
+	@IDEM_SOAK=1 go test -count=1 -v -timeout 120m ./idem -run '^Test(RequestsInAStorm|KilledHolderFreesItsKey|VanishedHolderFreesItsKey)$$'
 	@DBLOCK_SOAK=1 go test -race -count=1 -v -parallel 2 -timeout 120m ./dblock \
 		-run '^Test(History|TimeoutsLeaveNoLock|ReadModifyWrite|HotKeys|Killed(Holder|Waiter)$$|RestartUnderLoad|TokensSurvive)'
 
