@@ -270,6 +270,7 @@ func TestErrorsAreDistinct(t *testing.T) {
 	all := []error{
 		idem.ErrInvalidKey, idem.ErrInFlight, idem.ErrMismatch, idem.ErrExpired, idem.ErrUnknownOutcome,
 		idem.ErrTxEnded, idem.ErrTxUnusable, idem.ErrHandlerTimeout, idem.ErrRefused, idem.ErrNested, idem.ErrReentrant, idem.ErrRetryTx, idem.ErrReadOnly, idem.ErrSchema, idem.ErrUnavailable,
+		idem.ErrNoRecord, idem.ErrLeaseLost, idem.ErrStepsChanged, idem.ErrDead, idem.ErrNotStuck, idem.ErrUnfinished,
 	}
 	for i, a := range all {
 		for j, b := range all {

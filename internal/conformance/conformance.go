@@ -211,6 +211,8 @@ func stepsSuites[TX any]() suites[TX] {
 		"idem/StepsResolveEnds":        stepsResolveEnds[TX],
 		"idem/StepsForget":             stepsForget[TX],
 		"idem/ResolveBlocked":          idemResolveBlocked[TX],
+		"idem/StepsRowSecurity":        stepsRowSecurity[TX],
+		"idem/TwoReleases":             idemTwoReleases[TX],
 		"idem/StepsChanged":            stepsChanged[TX],
 		"idem/StepsMisuse":             stepsMisuse[TX],
 		"idem/StepsTxHandlers":         stepsTxHandlers[TX],
