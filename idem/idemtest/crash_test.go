@@ -9,8 +9,11 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net"
 	"net/http"
 	"net/http/httptest"
+	"net/url"
+	"path/filepath"
 	"strings"
 	"sync"
 	"testing"
@@ -27,9 +30,13 @@ import (
 
 var payout = idem.Op{Name: "payout", Wait: time.Second, RetryAfter: time.Millisecond}
 
+// patient is for a machine under load.
+var patient = &idemtest.CrashConfig{Patience: 2 * time.Minute}
+
 const payouts = `
 CREATE TABLE payout (serial bigint GENERATED ALWAYS AS IDENTITY, id text NOT NULL);
 CREATE TABLE seen (id text NOT NULL, serial bigint NOT NULL);
+CREATE TABLE once (id text PRIMARY KEY);
 CREATE TABLE bank (serial bigint GENERATED ALWAYS AS IDENTITY, id text NOT NULL, reference text);
 CREATE TABLE void (reference text NOT NULL);
 CREATE FUNCTION pay(num text, ref text) RETURNS bigint LANGUAGE plpgsql AS $$ DECLARE s bigint; BEGIN
@@ -119,7 +126,7 @@ func TestCrashEverywhereInDo(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			db, pool := newPayouts(t)
-			idemtest.CrashEverywhere(t, db.URL, life, counting(pool, "payout"), nil)
+			idemtest.CrashEverywhere(t, db.URL, life, counting(pool, "payout"), patient)
 		})
 	}
 }
@@ -175,7 +182,7 @@ func each(pool *pgxpool.Pool) func(ctx context.Context, id string) (int64, error
 // A payment in steps, at a bank that would pay twice. A process that is frozen is so for longer than its lease.
 func TestCrashEverywhereInSteps(t *testing.T) {
 	t.Parallel()
-	cfg := &idemtest.CrashConfig{Freeze: 1300 * time.Millisecond, Parallel: 16}
+	cfg := &idemtest.CrashConfig{Freeze: 1300 * time.Millisecond, Patience: patient.Patience, Parallel: 16}
 	t.Run("at most once", func(t *testing.T) {
 		t.Parallel()
 		db, pool := newPayouts(t)
@@ -189,6 +196,89 @@ func TestCrashEverywhereInSteps(t *testing.T) {
 			t.Errorf("it said %q", said)
 		}
 	})
+}
+
+// relay listens on TCP for a server on a unix socket, and returns the server's URL by way of it.
+func relay(t *testing.T, serverURL string) string {
+	t.Helper()
+	u, err := url.Parse(serverURL)
+	if err != nil {
+		t.Fatal(err)
+	}
+	folder := u.Query().Get("host")
+	if folder == "" {
+		return serverURL // it is on TCP
+	}
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var pumps sync.WaitGroup
+	pumps.Go(func() {
+		for {
+			client, err := l.Accept()
+			if err != nil {
+				return
+			}
+			server, err := net.Dial("unix", filepath.Join(folder, ".s.PGSQL.5432"))
+			if err != nil {
+				_ = client.Close()
+				continue
+			}
+			pump := func(to, from net.Conn) {
+				_, _ = io.Copy(to, from)
+				_, _ = to.Close(), from.Close()
+			}
+			pumps.Go(func() { pump(client, server) })
+			pumps.Go(func() { pump(server, client) })
+		}
+	})
+	t.Cleanup(func() {
+		_ = l.Close()
+		pumps.Wait()
+	})
+	u.Host, u.RawQuery = l.Addr().String(), ""
+	return u.String()
+}
+
+// The database is reached by TCP, on one connection, by the simple protocol and by COPY.
+func TestCrashEverywhereOverTCP(t *testing.T) {
+	t.Parallel()
+	db, pool := newPayouts(t)
+	at := relay(t, db.URL)
+	for table, insert := range map[string]func(ctx context.Context, conn *pgx.Conn, id string) error{
+		"once": func(ctx context.Context, conn *pgx.Conn, id string) error {
+			_, err := conn.Exec(ctx, `INSERT INTO once VALUES ($1) ON CONFLICT DO NOTHING`, pgx.QueryExecModeSimpleProtocol, id)
+			return err
+		},
+		"seen": func(ctx context.Context, conn *pgx.Conn, id string) error {
+			tx, err := conn.Begin(ctx)
+			if err != nil {
+				return err
+			}
+			defer func() { _ = tx.Rollback(ctx) }()
+			var n int
+			if _, err = tx.Exec(ctx, `SELECT pg_advisory_xact_lock(hashtextextended($1, 0))`, id); err == nil {
+				err = tx.QueryRow(ctx, `SELECT count(*) FROM seen WHERE id = $1`, id).Scan(&n)
+			}
+			if err == nil && n == 0 {
+				_, err = tx.CopyFrom(ctx, pgx.Identifier{"seen"}, []string{"id", "serial"}, pgx.CopyFromRows([][]any{{id, 1}}))
+			}
+			if err == nil {
+				err = tx.Commit(ctx)
+			}
+			return err
+		},
+	} {
+		idemtest.CrashEverywhere(t, at, func(ctx context.Context, p *idemtest.Process, id string) (string, error) {
+			conn, err := pgx.Connect(ctx, p.DatabaseURL())
+			if err != nil {
+				return "", err
+			}
+			defer func() { _ = conn.Close(context.WithoutCancel(ctx)) }()
+			return table, insert(ctx, conn, id)
+		}, counting(pool, table), patient)
+	}
 }
 
 // What cannot be tried is said at once.
@@ -254,16 +344,18 @@ func TestCrashEverywhereCutsHTTP(t *testing.T) {
 			return string(body), err
 		}
 	}
-	const url = "postgres://localhost/unused"
-	idemtest.CrashEverywhere(t, url, life("/careful"), counting(pool, "bank"), nil)
-	said := judged(t, func(tb testing.TB) { idemtest.CrashEverywhere(tb, url, life("/careless"), counting(pool, "bank"), nil) })
+	const unused = "postgres://localhost/unused"
+	idemtest.CrashEverywhere(t, unused, life("/careful"), counting(pool, "bank"), patient)
+	said := judged(t, func(tb testing.TB) {
+		idemtest.CrashEverywhere(tb, unused, life("/careless"), counting(pool, "bank"), nil)
+	})
 	if !strings.Contains(said, "effects, want 1") {
 		t.Errorf("it said %q", said)
 	}
 	http.DefaultTransport.(*http.Transport).CloseIdleConnections()
 }
 
-// Handlers that are not what they seem are found out.
+// Handlers that are not what they seem are found out. The freeze ends when the other process has answered, so it may be long.
 func TestCrashEverywhereFindsOut(t *testing.T) {
 	t.Parallel()
 	begin := pgx.BeginFunc
@@ -324,7 +416,9 @@ func TestCrashEverywhereFindsOut(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			db, pool := newPayouts(t)
-			said := judged(t, func(tb testing.TB) { idemtest.CrashEverywhere(tb, db.URL, tc.life, counting(pool, tc.table), nil) })
+			said := judged(t, func(tb testing.TB) {
+				idemtest.CrashEverywhere(tb, db.URL, tc.life, counting(pool, tc.table), &idemtest.CrashConfig{Freeze: 20 * time.Second})
+			})
 			if !strings.Contains(said, tc.says) {
 				t.Errorf("it said %q, want %q", said, tc.says)
 			}

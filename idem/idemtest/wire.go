@@ -39,38 +39,50 @@ func newWire(databaseURL string, p *plan) (*wire, error) {
 	w := &wire{plan: p, links: map[*link]bool{}}
 	query := u.Query()
 	query.Set("sslmode", "disable") // or there would be no message to read
-	if folder := query.Get("host"); strings.HasPrefix(folder, "/") {
-		if w.dir, err = os.MkdirTemp("", "idem"); err != nil {
-			return nil, err
-		}
-		port := firstOf(query.Get("port"), u.Port(), "5432")
-		socket := ".s.PGSQL." + port
-		w.server = &net.UnixAddr{Net: "unix", Name: filepath.Join(folder, socket)}
-		w.listener, err = net.Listen("unix", filepath.Join(w.dir, socket)) //nolint:noctx // it does not wait
+	host, port := firstOf(query.Get("host"), u.Hostname()), firstOf(query.Get("port"), u.Port(), "5432")
+	if strings.HasPrefix(host, "/") {
+		err = w.listenUnix(host, port)
 		query.Set("host", w.dir)
 	} else {
-		host := firstOf(folder, u.Hostname())
-		if host == "" || strings.Contains(u.Host, ",") {
-			return nil, errors.New("want a URL that names one host")
-		}
-		w.server, err = net.ResolveTCPAddr("tcp", net.JoinHostPort(host, firstOf(query.Get("port"), u.Port(), "5432")))
-		if err != nil {
-			return nil, err
-		}
-		w.listener, err = net.Listen("tcp", "127.0.0.1:0") //nolint:noctx // it does not wait
-		if err == nil {
-			u.Host = w.listener.Addr().String()
-		}
+		err = w.listenTCP(host, port)
 		query.Del("host")
 		query.Del("port")
 	}
 	if err != nil {
-		return nil, errors.Join(err, os.RemoveAll(w.dir))
+		return nil, err
+	}
+	if w.dir == "" {
+		u.Host = w.listener.Addr().String()
 	}
 	u.RawQuery = query.Encode()
 	w.url = u.String()
 	w.wg.Go(w.accept)
 	return w, nil
+}
+
+// listenUnix listens on a socket in a folder of its own.
+func (w *wire) listenUnix(folder, port string) (err error) {
+	if w.dir, err = os.MkdirTemp("", "idem"); err != nil {
+		return err
+	}
+	socket := ".s.PGSQL." + port
+	w.server = &net.UnixAddr{Net: "unix", Name: filepath.Join(folder, socket)}
+	if w.listener, err = net.Listen("unix", filepath.Join(w.dir, socket)); err != nil { //nolint:noctx // it does not wait
+		return errors.Join(err, os.RemoveAll(w.dir))
+	}
+	return nil
+}
+
+// listenTCP listens on the loopback interface.
+func (w *wire) listenTCP(host, port string) (err error) {
+	if host == "" || strings.Contains(host, ",") {
+		return errors.New("want a URL that names one host")
+	}
+	if w.server, err = net.ResolveTCPAddr("tcp", net.JoinHostPort(host, port)); err != nil {
+		return err
+	}
+	w.listener, err = net.Listen("tcp", "127.0.0.1:0") //nolint:noctx // it does not wait
+	return err
 }
 
 func firstOf(texts ...string) string {
@@ -162,32 +174,18 @@ const (
 func (l *link) run() {
 	defer l.close()
 	from := bufio.NewReader(l.client)
-	startup, err := readMessage(from, 0)
-	for err == nil && len(startup) == 8 && (code(startup) == sslRequest || code(startup) == gssRequest) {
-		if _, err = l.client.Write([]byte("N")); err == nil {
-			startup, err = readMessage(from, 0)
-		}
-	}
-	if err != nil || len(startup) < 8 {
+	startup, err := l.startup(from)
+	if err != nil {
 		return
 	}
 	if l.wire.plan.isDead() {
 		_, _ = l.client.Write(refusal())
 		return
 	}
-	server, err := net.Dial(l.wire.server.Network(), l.wire.server.String()) //nolint:noctx // it is on this machine, and closed by close
-	if err != nil {
+	if !l.connect() {
 		return
 	}
-	l.mu.Lock()
-	l.server = server
-	shut := l.shut
-	l.mu.Unlock()
-	if shut {
-		_ = server.Close()
-		return
-	}
-	if _, err := server.Write(startup); err != nil || code(startup) == cancelRequest {
+	if _, err := l.server.Write(startup); err != nil || code(startup) == cancelRequest {
 		return
 	}
 	done := make(chan struct{})
@@ -199,6 +197,37 @@ func (l *link) run() {
 	l.toClient()
 	l.close()
 	<-done
+}
+
+// startup reads the client's first message. There is no encryption to be had.
+func (l *link) startup(from *bufio.Reader) ([]byte, error) {
+	for {
+		msg, err := readMessage(from, 0)
+		if err == nil && len(msg) < 8 {
+			err = errors.New("a startup message that is none")
+		}
+		if err != nil || code(msg) != sslRequest && code(msg) != gssRequest {
+			return msg, err
+		}
+		if _, err := l.client.Write([]byte("N")); err != nil {
+			return nil, err
+		}
+	}
+}
+
+// connect connects to the server, unless the link is closed meanwhile.
+func (l *link) connect() bool {
+	server, err := net.Dial(l.wire.server.Network(), l.wire.server.String()) //nolint:noctx // it is on this machine, and closed by close
+	if err != nil {
+		return false
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.server = server
+	if l.shut {
+		_ = server.Close()
+	}
+	return !l.shut
 }
 
 func code(startup []byte) uint32 { return binary.BigEndian.Uint32(startup[4:]) }

@@ -74,7 +74,7 @@ func idemTwoReleases[TX any](t *testing.T, c Client[TX]) {
 	v1 := at(t, c, db, c.Open(t, db, 4), nil)
 	v2 := at(t, c, db, c.Open(t, db, 4), &idem.Config{HideIDs: true, Lease: time.Second})
 	op1 := idem.Op{Name: "refund.create", Wait: 30 * time.Second}
-	op2 := idem.Op{Name: "refund.create", Wait: time.Minute, ReplayFor: idem.Forever, RememberFor: idem.Forever, MaxHandler: time.Minute, Isolation: idem.Serializable}
+	op2 := idem.Op{Name: "refund.create", Wait: time.Minute, ReplayFor: idem.Forever, RememberFor: idem.Forever, MaxHandler: time.Minute}
 	const keys = 20
 	var both sync.WaitGroup
 	ask := func(id string, n int) (string, error) {
