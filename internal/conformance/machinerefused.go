@@ -97,6 +97,17 @@ func machineNotUnique[TX any](t *testing.T, c Client[TX]) {
 		wantErr(t, err, sm.ErrSchema)
 		wantText(t, err, `column "amount" is not unique`)
 	}
+	y.sql(`INSERT INTO item (id, amount) VALUES (3, 7), (4, 8)`)
+	plain := bind(t, y.d, sm.MustNew("plain", sm.Initial(inA), sm.Final(inT), sm.From(inA).On(goEvent).To(inT)), sm.Table{Name: "item", ID: "amount", NoHistory: true})
+	for id, b := range map[int64]*sm.Binding[int64, itemState, TX]{7: y.items, 8: plain} {
+		rows, err := b.FireMany(t.Context(), []int64{100, id}, goEvent)
+		noErr(t, err)
+		if len(rows) != 2 || !rows[1].Applied() {
+			t.Errorf("got %+v", rows)
+		}
+		wantErr(t, rows[0].Err, sm.ErrSchema)
+	}
+	y.sql(`DELETE FROM item WHERE id > 2; DELETE FROM pgonce.transition`)
 	y.wantState(1, inA)
 	y.wantState(2, inA)
 	wantInt(t, "rows of history", y.int(`SELECT count(*) FROM pgonce.transition`), 0)
