@@ -86,7 +86,7 @@ func (d *delay) answers(client io.Writer, server io.Reader) {
 	})
 	broken := false
 	for p := range parts {
-		time.Sleep(time.Until(p.at))
+		<-time.After(time.Until(p.at))
 		if !broken {
 			_, err := client.Write(p.bytes)
 			broken = err != nil

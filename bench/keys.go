@@ -28,7 +28,7 @@ func (k *keys) merchant() string {
 	if k.merchants == 0 {
 		return "merchant-1"
 	}
-	return "merchant-" + strconv.Itoa(rand.IntN(k.merchants)) //nolint:gosec // no secret
+	return "merchant-" + strconv.Itoa(rand.IntN(k.merchants))
 }
 
 // newKeys has as many connections as asked for.
@@ -37,7 +37,7 @@ func newKeys(ctx context.Context, url string, connections int, cfg *idem.Config)
 	if err != nil {
 		return nil, err
 	}
-	poolCfg.MaxConns = int32(connections) //nolint:gosec // a few
+	poolCfg.MaxConns = int32(connections)
 	pool, err := pgxpool.NewWithConfig(ctx, poolCfg)
 	if err != nil {
 		return nil, err

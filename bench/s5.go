@@ -110,7 +110,7 @@ func (k *keys) leaves(ctx context.Context, count int64, op func() error) (l left
 // garbage is read when the statistics have come in: a backend reports its last figures when it ends.
 func (k *keys) garbage(ctx context.Context, rows int64) (float64, error) {
 	k.pool.Reset()
-	for began := time.Now(); time.Since(began) < time.Minute; time.Sleep(10 * time.Millisecond) {
+	for began := time.Now(); time.Since(began) < time.Minute; <-time.After(10 * time.Millisecond) {
 		var inserted, dead int64
 		if err := k.pool.QueryRow(ctx, sqlGarbage).Scan(&inserted, &dead); err != nil && !errors.Is(err, pgx.ErrNoRows) {
 			return 0, err

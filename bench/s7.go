@@ -176,7 +176,7 @@ type plainKey struct {
 const plainScope = "merchant-1"
 
 func newPlainKey(id string) plainKey {
-	return plainKey{id, rand.Int64(), []byte("plain-" + id[len(id)-10:]), []byte(`{"RefundID":48,"Note":""}`)} //nolint:gosec // tells attempts apart
+	return plainKey{id, rand.Int64(), []byte("plain-" + id[len(id)-10:]), []byte(`{"RefundID":48,"Note":""}`)}
 }
 
 // claim fails the batch for a key that is not new.

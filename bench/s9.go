@@ -102,7 +102,7 @@ func (k *keys) awaitWaiter(ctx context.Context) error {
 		if err := k.pool.QueryRow(ctx, `SELECT EXISTS (SELECT FROM pg_locks WHERE locktype = 'advisory' AND NOT granted)`).Scan(&waits); err != nil || waits {
 			return err
 		}
-		time.Sleep(time.Millisecond)
+		<-time.After(time.Millisecond)
 	}
 }
 

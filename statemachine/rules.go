@@ -33,12 +33,12 @@ func Final[S StateType](states ...S) Rule[S] {
 // Former names states that earlier releases have left rows in and that nothing leads to any more: one that was given up, or has another name now.
 // They keep their ways out, and the database keeps rows from coming into them. [New] reports one that can be reached. To rename a state:
 //
-//	statemachine.Former(Payed), statemachine.From(Payed).On(Rename).To(Paid),
-//	statemachine.From(Payed, Paid).On(Refund).To(Refunded),
+//	statemachine.Former(Settled), statemachine.From(Settled).On(Rename).To(Paid),
+//	statemachine.From(Settled, Paid).On(Refund).To(Refunded),
 //
-// first in programs that still move rows to Payed, with an edge to it and without Former; then as above; then fire Rename at the rows that are left
-// ([Binding.FireMany]), so that their history says it; then leave Payed out, which [Binding.TriggerSQL] refuses as long as rows are in it. A repeat of an
-// event that has led to Payed is known by its [Dedup] id from then on, and without one it is [ErrConflict].
+// first in programs that still move rows to Settled, with an edge to it and without Former; then as above; then fire Rename at the rows that are left
+// ([Binding.FireMany]), so that their history says it; then leave Settled out, which [Binding.TriggerSQL] refuses as long as rows are in it. A repeat of an
+// event that has led to Settled is known by its [Dedup] id from then on, and without one it is [ErrConflict].
 func Former[S StateType](states ...S) Rule[S] {
 	return Rule[S]{line: "Former", add: func(d *definition[S], _ edge[S]) {
 		d.see("Former", states)

@@ -173,7 +173,7 @@ func storming(ctx context.Context, opt options, g *demo.Ground, out io.Writer) e
 		return err
 	}
 	defer s.Close()
-	s.tell.Say("%d orders, %d refunds of each, asked for %d times, at %d instances, seed %d", s.orders, s.options.refunds, s.Duplicates, instances, s.Seed)
+	s.tell.Say("%d orders, %d refunds of each, asked for %d times, at %d instances, seed %d", s.orders, s.refunds, s.Duplicates, instances, s.Seed)
 	all := s.gust(0, s.Duplicates, false)
 	if err := errors.Join(s.blow(ctx, all), s.settle(ctx)); err != nil {
 		return err

@@ -78,7 +78,7 @@ func aloneOf(n int) int64 { return int64(20 + n%5) }
 
 // paidFor is less than is asked back, so some are refused.
 func (s *storm) paidFor() (sum int64) {
-	for n := range s.options.refunds {
+	for n := range s.refunds {
 		sum += amountOf(n)
 	}
 	return sum * 2 / 3
@@ -185,7 +185,7 @@ func (s *storm) gust(round uint64, duplicates int, echo bool) (all []answer) {
 	for from := 0; from < s.orders; from += together {
 		var first, then []answer
 		for order := from; order < min(from+together, s.orders); order++ {
-			for n := range s.options.refunds {
+			for n := range s.refunds {
 				first = append(first, slices.Repeat([]answer{{kind: apply, order: order, n: n, echo: echo}}, duplicates)...)
 				if agreed(n) {
 					then = append(then, slices.Repeat([]answer{{kind: agree, order: order, n: n, echo: echo}}, duplicates)...)
@@ -203,7 +203,7 @@ func (s *storm) gust(round uint64, duplicates int, echo bool) (all []answer) {
 	return all
 }
 
-func (s *storm) index(a answer) int { return a.order*s.options.refunds + a.n }
+func (s *storm) index(a answer) int { return a.order*s.refunds + a.n }
 
 // agreement is what the seller says about a refund, or alone.
 func (s *storm) agreement(a answer) refunds.Request {

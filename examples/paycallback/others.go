@@ -12,8 +12,12 @@ import (
 
 // misbehaviour is what goes wrong with one call in five.
 var misbehaviour = []foreign.Odds{
-	{Mood: foreign.Slow, Of: 4}, {Mood: foreign.Silent, Of: 4}, {Mood: foreign.Fails, Of: 4},
-	{Mood: foreign.Cuts, Of: 3}, {Mood: foreign.Twice, Of: 3}, {Mood: foreign.Down, Of: 3},
+	{Mood: foreign.Slow, Of: 4},
+	{Mood: foreign.Silent, Of: 4},
+	{Mood: foreign.Fails, Of: 4},
+	{Mood: foreign.Cuts, Of: 3},
+	{Mood: foreign.Twice, Of: 3},
+	{Mood: foreign.Down, Of: 3},
 }
 
 // others are the mailer, the push service and the dispatcher. They honour a reference: the same reference is the same thing.

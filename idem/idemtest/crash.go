@@ -201,10 +201,10 @@ func (s *crashSuite) execute(p *plan) error {
 		switch p.what {
 		case freeze:
 			other := e.others(ctx, p)
-			<-first
+			<-first //nolint:errcheck // nobody hears it
 			<-other
 		case sever:
-			<-first
+			<-first //nolint:errcheck // nobody hears it
 		}
 	}
 	for range 2 { // the answer, and its repeat

@@ -191,7 +191,10 @@ func TestCrashEverywhereInSteps(t *testing.T) {
 	t.Run("at least once is found out", func(t *testing.T) {
 		t.Parallel()
 		db, pool := newPayouts(t)
-		said := judged(t, func(tb testing.TB) { idemtest.CrashEverywhere(tb, db.URL, paying(pool, false), each(pool), cfg) })
+		said := judged(t, func(tb testing.TB) {
+			tb.Helper()
+			idemtest.CrashEverywhere(tb, db.URL, paying(pool, false), each(pool), cfg)
+		})
 		if !strings.Contains(said, "2 payments, 1 bookings") {
 			t.Errorf("it said %q", said)
 		}
@@ -290,19 +293,29 @@ func TestCrashEverywhereMisuse(t *testing.T) {
 		return 1, err
 	}
 	for says, run := range map[string]func(testing.TB){
-		"is nil": func(tb testing.TB) { idemtest.CrashEverywhere[int](tb, db.URL, nil, counting(pool, "payout"), nil) },
+		"is nil": func(tb testing.TB) {
+			tb.Helper()
+			idemtest.CrashEverywhere[int](tb, db.URL, nil, counting(pool, "payout"), nil)
+		},
 		"want a URL such as": func(tb testing.TB) {
+			tb.Helper()
 			idemtest.CrashEverywhere(tb, "host=localhost", byDo, counting(pool, "payout"), nil)
 		},
 		"names one host": func(tb testing.TB) {
+			tb.Helper()
 			idemtest.CrashEverywhere(tb, "postgres://a,b/c", byDo, counting(pool, "payout"), nil)
 		},
-		"count the effects": func(tb testing.TB) { idemtest.CrashEverywhere(tb, db.URL, byDo, counting(pool, "nothing"), nil) },
+		"count the effects": func(tb testing.TB) {
+			tb.Helper()
+			idemtest.CrashEverywhere(tb, db.URL, byDo, counting(pool, "nothing"), nil)
+		},
 		"no answer within 1s": func(tb testing.TB) {
+			tb.Helper()
 			never := func(context.Context, *idemtest.Process, string) (int, error) { return 0, errors.New("never") }
 			idemtest.CrashEverywhere(tb, db.URL, never, counting(pool, "payout"), &idemtest.CrashConfig{Patience: time.Second})
 		},
 		"nothing went through": func(tb testing.TB) {
+			tb.Helper()
 			once := func(context.Context, string) (int64, error) { return 1, nil }
 			idemtest.CrashEverywhere(tb, db.URL, past, once, nil)
 		},
@@ -347,6 +360,7 @@ func TestCrashEverywhereCutsHTTP(t *testing.T) {
 	const unused = "postgres://localhost/unused"
 	idemtest.CrashEverywhere(t, unused, life("/careful"), counting(pool, "bank"), patient)
 	said := judged(t, func(tb testing.TB) {
+		tb.Helper()
 		idemtest.CrashEverywhere(tb, unused, life("/careless"), counting(pool, "bank"), nil)
 	})
 	if !strings.Contains(said, "effects, want 1") {
@@ -417,6 +431,7 @@ func TestCrashEverywhereFindsOut(t *testing.T) {
 			t.Parallel()
 			db, pool := newPayouts(t)
 			said := judged(t, func(tb testing.TB) {
+				tb.Helper()
 				idemtest.CrashEverywhere(tb, db.URL, tc.life, counting(pool, tc.table), &idemtest.CrashConfig{Freeze: 20 * time.Second})
 			})
 			if !strings.Contains(said, tc.says) {

@@ -46,7 +46,7 @@ type transport struct {
 
 func (t transport) RoundTrip(r *http.Request) (resp *http.Response, err error) {
 	err = t.process.Call(func() error {
-		resp, err = t.base.RoundTrip(r)
+		resp, err = t.base.RoundTrip(r) //nolint:bodyclose // the caller's, or closed below
 		return err
 	})
 	if err != nil && resp != nil {

@@ -197,9 +197,9 @@ func say(t *testing.T, db *pgx.Conn, statements ...string) {
 	}
 }
 
-func number(t *testing.T, db *pgx.Conn, sql string, args ...any) (n int64) {
+func number(t *testing.T, db *pgx.Conn, sql string) (n int64) {
 	t.Helper()
-	if err := db.QueryRow(t.Context(), sql, args...).Scan(&n); err != nil {
+	if err := db.QueryRow(t.Context(), sql).Scan(&n); err != nil {
 		t.Errorf("%s: %v", sql, err)
 	}
 	return n

@@ -40,8 +40,12 @@ type Config struct {
 
 // misbehaviour is what goes wrong with one call in five.
 var misbehaviour = []foreign.Odds{
-	{Mood: foreign.Slow, Of: 4}, {Mood: foreign.Silent, Of: 4}, {Mood: foreign.Fails, Of: 4},
-	{Mood: foreign.Cuts, Of: 3}, {Mood: foreign.Twice, Of: 3}, {Mood: foreign.Down, Of: 3},
+	{Mood: foreign.Slow, Of: 4},
+	{Mood: foreign.Silent, Of: 4},
+	{Mood: foreign.Fails, Of: 4},
+	{Mood: foreign.Cuts, Of: 3},
+	{Mood: foreign.Twice, Of: 3},
+	{Mood: foreign.Down, Of: 3},
 }
 
 // Bank is a running bank. Its ledger is its own: it outlives the services and knows nothing

@@ -38,8 +38,12 @@ type Config struct {
 
 // misbehaviour is what goes wrong with one call in five.
 var misbehaviour = []foreign.Odds{
-	{Mood: foreign.Slow, Of: 5}, {Mood: foreign.Silent, Of: 5}, {Mood: foreign.Fails, Of: 3},
-	{Mood: foreign.Cuts, Of: 3}, {Mood: foreign.Twice, Of: 2}, {Mood: foreign.Down, Of: 2},
+	{Mood: foreign.Slow, Of: 5},
+	{Mood: foreign.Silent, Of: 5},
+	{Mood: foreign.Fails, Of: 3},
+	{Mood: foreign.Cuts, Of: 3},
+	{Mood: foreign.Twice, Of: 2},
+	{Mood: foreign.Down, Of: 2},
 }
 
 // Entry is money that left, or came back. The entries are in order.
