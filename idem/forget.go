@@ -49,11 +49,13 @@ func (s *Store[TX]) Forget(ctx context.Context, key Key, reason string) error {
 }
 
 func (s *Store[TX]) forget(ctx context.Context, key Key, reason string) error {
-	srv, err := s.ready(ctx)
+	c, err := newCall(s, key, NoFingerprint())
 	if err != nil {
 		return err
 	}
-	c := &call[TX]{store: s, key: key, op: key.op.resolved(), server: srv}
+	if c.server, err = s.ready(ctx); err != nil {
+		return err
+	}
 	var g guard
 	l := &lease[TX]{call: c}
 	tx, err := s.db.Begin(ctx, ReadCommitted, c.guardStmt(&g), l.leaseStmt())
@@ -73,7 +75,7 @@ func (s *Store[TX]) forget(ctx context.Context, key Key, reason string) error {
 	}
 	// None comes from here on: a lease is inserted under the key's lock, which is ours, and whoever had it before us has committed.
 	var gone int64
-	err = tx.Commit(ctx, pg.Stmt{SQL: pg.In(s.cfg.Schema, sqlForget), Args: []any{key.scope, key.digest(), reason}, Rows: &gone})
+	err = tx.Commit(ctx, pg.Stmt{SQL: pg.In(s.cfg.Schema, sqlForget), Args: []any{c.scope, c.digest, reason}, Rows: &gone})
 	switch {
 	case err != nil:
 		return err

@@ -185,7 +185,7 @@ func (r Resolution) end(data []byte) (state int64, result []byte) {
 func (c *call[TX]) decideRecord(r Resolution, data []byte) pg.Stmt {
 	state, result := r.end(data)
 	return pg.Stmt{SQL: c.store.sql.resolveRecord, Args: []any{
-		c.key.scope, c.key.digest(), state, result, seconds(c.op.ReplayFor), seconds(c.op.RememberFor), int64(r.Outcome), r.Actor, r.Reason, data,
+		c.scope, c.digest, state, result, seconds(c.op.ReplayFor), seconds(c.op.RememberFor), int64(r.Outcome), r.Actor, r.Reason, data,
 	}}
 }
 

@@ -3,9 +3,10 @@
 -- From here on the column takes the machine's states only, and moves along its edges only, whoever writes. Made by
 -- TriggerSQL from a machine of hash 0ed50c1d48474f38. Comments name nothing of the user's: goose looks for its annotations in them.
 --
--- Locks: SHARE ROW EXCLUSIVE and ACCESS EXCLUSIVE on the table, for a moment: nothing here reads it, unless
--- edges are taken away. What cannot be had within two seconds fails, and may be tried again.
+-- Locks: ACCESS EXCLUSIVE on the table, for a moment: what has to read it does so before. What cannot be had
+-- within two seconds fails, and may be tried again. Where row security would hide rows from this role, it fails too.
 SET LOCAL lock_timeout = '2s';
+SET LOCAL row_security = off;
 
 -- What rows still need must not be taken away. A state is in use while a row is in it, an edge while a row is where it begins.
 DO $pgonce$
@@ -44,6 +45,10 @@ BEGIN
     END IF;
 END
 $pgonce$;
+
+-- At once what the last step needs: a weaker lock that is made stronger later deadlocks with transactions that have read the table
+-- and are about to write to it. A row that comes into a state after the look above is found by the validation.
+LOCK TABLE "orders"."purchase" IN ACCESS EXCLUSIVE MODE;
 
 CREATE OR REPLACE FUNCTION "orders"."pgonce_purchase_state_4dbc237e"() RETURNS trigger
     LANGUAGE plpgsql
@@ -117,11 +122,15 @@ ALTER TABLE "orders"."purchase"
     DROP CONSTRAINT IF EXISTS "pgonce_states_state",
     ADD CONSTRAINT "pgonce_states_state" CHECK ("state" IS NOT NULL AND "state"::text COLLATE "C" = ANY ('{"closed","paid","unpaid"}'::text[])) NOT VALID;
 COMMENT ON CONSTRAINT "pgonce_states_state" ON "orders"."purchase" IS '{"pgonce":1,"machine":"order","hash":"0ed50c1d48474f38","states":["closed","paid","unpaid"],"initial":["unpaid"],"edges":[["unpaid","closed"],["unpaid","paid"]]}';
+
+-- The columns that a state requires. A row of before that lacks one cannot be written to until it has them.
+ALTER TABLE "orders"."purchase" DROP CONSTRAINT IF EXISTS "pgonce_requires_state";
 -- +goose StatementEnd
 
 -- +goose Down
 -- +goose StatementBegin
 -- Going back would leave the table without any of this, not with what an earlier migration had made.
+SET LOCAL lock_timeout = '2s';
 DO $pgonce$
 DECLARE
     pgonce_part record;
@@ -130,6 +139,7 @@ BEGIN
         RAISE EXCEPTION USING ERRCODE = 'object_in_use', MESSAGE = 'pgonce: dropping these triggers lets any program move rows of this table as it likes',
             HINT = 'write a migration from the earlier machine instead, or set pgonce.force_down = ''on'' in this session.';
     END IF;
+    LOCK TABLE "orders"."purchase" IN ACCESS EXCLUSIVE MODE;
     FOR pgonce_part IN
         SELECT n.nspname, c.relname
           FROM pg_catalog.pg_partition_tree('"orders"."purchase"'::regclass) t JOIN pg_catalog.pg_class c ON c.oid = t.relid
@@ -143,5 +153,5 @@ $pgonce$;
 DROP TRIGGER IF EXISTS "zzzz_pgonce_move_state" ON "orders"."purchase";
 DROP TRIGGER IF EXISTS "zzzz_pgonce_new_state" ON "orders"."purchase";
 DROP FUNCTION IF EXISTS "orders"."pgonce_purchase_state_4dbc237e"();
-ALTER TABLE "orders"."purchase" DROP CONSTRAINT IF EXISTS "pgonce_states_state";
+ALTER TABLE "orders"."purchase" DROP CONSTRAINT IF EXISTS "pgonce_states_state", DROP CONSTRAINT IF EXISTS "pgonce_requires_state";
 -- +goose StatementEnd

@@ -3,9 +3,10 @@
 -- From here on the column takes the machine's states only, and moves along its edges only, whoever writes. Made by
 -- TriggerSQL from a machine of hash 5ad58991f0dd1d2c. Comments name nothing of the user's: goose looks for its annotations in them.
 --
--- Locks: SHARE ROW EXCLUSIVE and ACCESS EXCLUSIVE on the table, for a moment: nothing here reads it, unless
--- edges are taken away. What cannot be had within two seconds fails, and may be tried again.
+-- Locks: ACCESS EXCLUSIVE on the table, for a moment: what has to read it does so before. What cannot be had
+-- within two seconds fails, and may be tried again. Where row security would hide rows from this role, it fails too.
 SET LOCAL lock_timeout = '2s';
+SET LOCAL row_security = off;
 
 -- What rows still need must not be taken away. A state is in use while a row is in it, an edge while a row is where it begins.
 DO $pgonce$
@@ -44,6 +45,10 @@ BEGIN
     END IF;
 END
 $pgonce$;
+
+-- At once what the last step needs: a weaker lock that is made stronger later deadlocks with transactions that have read the table
+-- and are about to write to it. A row that comes into a state after the look above is found by the validation.
+LOCK TABLE "remit"."remittance" IN ACCESS EXCLUSIVE MODE;
 
 CREATE OR REPLACE FUNCTION "remit"."pgonce_remittance_flag_d5ec8785"() RETURNS trigger
     LANGUAGE plpgsql
@@ -123,11 +128,15 @@ ALTER TABLE "remit"."remittance"
     DROP CONSTRAINT IF EXISTS "pgonce_states_flag",
     ADD CONSTRAINT "pgonce_states_flag" CHECK ("flag" IS NOT NULL AND "flag"::text = ANY ('{"1","2","3","4","5","6","7","8","9"}'::text[])) NOT VALID;
 COMMENT ON CONSTRAINT "pgonce_states_flag" ON "remit"."remittance" IS '{"pgonce":1,"machine":"remittance","hash":"5ad58991f0dd1d2c","states":["1","2","3","4","5","6","7","8","9"],"initial":["1"],"edges":[["1","4"],["1","8"],["1","9"],["2","5"],["3","6"],["5","6"],["6","4"],["6","8"],["6","9"],["7","2"],["7","3"],["7","8"],["8","2"],["8","3"],["8","7"]]}';
+
+-- The columns that a state requires. A row of before that lacks one cannot be written to until it has them.
+ALTER TABLE "remit"."remittance" DROP CONSTRAINT IF EXISTS "pgonce_requires_flag";
 -- +goose StatementEnd
 
 -- +goose Down
 -- +goose StatementBegin
 -- Going back would leave the table without any of this, not with what an earlier migration had made.
+SET LOCAL lock_timeout = '2s';
 DO $pgonce$
 DECLARE
     pgonce_part record;
@@ -136,6 +145,7 @@ BEGIN
         RAISE EXCEPTION USING ERRCODE = 'object_in_use', MESSAGE = 'pgonce: dropping these triggers lets any program move rows of this table as it likes',
             HINT = 'write a migration from the earlier machine instead, or set pgonce.force_down = ''on'' in this session.';
     END IF;
+    LOCK TABLE "remit"."remittance" IN ACCESS EXCLUSIVE MODE;
     FOR pgonce_part IN
         SELECT n.nspname, c.relname
           FROM pg_catalog.pg_partition_tree('"remit"."remittance"'::regclass) t JOIN pg_catalog.pg_class c ON c.oid = t.relid
@@ -149,5 +159,5 @@ $pgonce$;
 DROP TRIGGER IF EXISTS "zzzz_pgonce_move_flag" ON "remit"."remittance";
 DROP TRIGGER IF EXISTS "zzzz_pgonce_new_flag" ON "remit"."remittance";
 DROP FUNCTION IF EXISTS "remit"."pgonce_remittance_flag_d5ec8785"();
-ALTER TABLE "remit"."remittance" DROP CONSTRAINT IF EXISTS "pgonce_states_flag";
+ALTER TABLE "remit"."remittance" DROP CONSTRAINT IF EXISTS "pgonce_states_flag", DROP CONSTRAINT IF EXISTS "pgonce_requires_flag";
 -- +goose StatementEnd
