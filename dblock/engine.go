@@ -111,7 +111,7 @@ func (e *engine) unlockAs(leader bool) {
 	e.mu.Unlock()
 	for bells != nil {
 		b := bells
-		bells = b.next
+		bells, b.next = b.next, nil // or a Lock that is kept after its release would keep all that came later
 		close(b.rung)
 	}
 	defer leadAll(led, leader) // also when Observe panics and the caller recovers: others wait for what is sent there
