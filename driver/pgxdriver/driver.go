@@ -122,14 +122,18 @@ func (s *session) watch(ctx context.Context) {
 	s.ctx, s.bare, s.ended = ctx, context.WithoutCancel(ctx), ended
 	s.stop = context.AfterFunc(ctx, func() {
 		defer close(ended)
-		_ = s.socket.SetDeadline(time.Unix(1, 0))
+		if s.socket.SetDeadline(time.Unix(1, 0)) != nil { // it has none, as in an SSH tunnel
+			_ = s.socket.Close()
+		}
 	})
 }
 
 func (s *session) unwatch() {
 	if s.ctx != nil && !s.stop() {
 		<-s.ended
-		_ = s.socket.SetDeadline(time.Time{}) // nothing was under way then
+		if !s.conn.IsClosed() { // else pgx takes leave of the server, within a deadline of its own
+			_ = s.socket.SetDeadline(time.Time{}) // nothing was under way then
+		}
 	}
 	s.ctx = nil
 }
@@ -147,6 +151,10 @@ func (s *session) Cancel(ctx context.Context) error { return s.conn.PgConn().Can
 
 func (s *session) Close(ctx context.Context) error {
 	s.unwatch()
+	if s.conn.IsClosed() {
+		closeNow(s.conn)
+		return nil
+	}
 	tctx, cancel := pg.TripContext(ctx)
 	defer cancel()
 	return mapError(s.conn.Close(tctx))
