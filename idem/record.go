@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"os"
 	"time"
 
 	"github.com/pgonce/pgonce/internal/pg"
@@ -82,7 +83,7 @@ func isStale(err error) bool {
 	case pg.CodeStalePlan, pg.CodeNoSuchStatement:
 		return true
 	}
-	return err != nil && !pg.Rejected(err) && !errors.Is(err, pg.ErrUnavailable) && !isContextEnd(err)
+	return err != nil && !pg.Rejected(err) && !errors.Is(err, pg.ErrUnavailable) && !isContextEnd(err) && !errors.Is(err, os.ErrDeadlineExceeded)
 }
 
 // answer decides what an existing record means for this request. The fingerprint comes

@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"iter"
-	"os"
 
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
@@ -193,9 +192,6 @@ func (q poolQuerier) Run(ctx context.Context, s pg.Stmt) error {
 	pgerr.WithoutCancel(conn.Conn(), func() { err = run(ctx, oneTrip{conn.Conn()}, s) })
 	if conn.Conn().IsClosed() {
 		discard(ctx, conn)
-		if errors.Is(err, os.ErrDeadlineExceeded) {
-			err = fmt.Errorf("%w: %w", context.DeadlineExceeded, err)
-		}
 		return err
 	}
 	unlimit(conn)

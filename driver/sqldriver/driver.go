@@ -12,6 +12,7 @@ import (
 	"errors"
 	"fmt"
 	"iter"
+	"os"
 	"syscall"
 
 	"github.com/jackc/pgx/v5"
@@ -242,6 +243,9 @@ func (p poolQuerier) Run(ctx context.Context, s pg.Stmt) error {
 	tctx, cancel := context.WithTimeout(ctx, pg.NetTimeout(ctx))
 	defer cancel()
 	withoutCancel(conn, func() { err = querier{conn, lineOf(conn).quiet()}.Run(tctx, s) })
+	if err != nil && tctx.Err() != nil && ctx.Err() == nil && !pg.Rejected(err) {
+		return fmt.Errorf("%w: %v", os.ErrDeadlineExceeded, err) //nolint:errorlint // the caller's ctx has not ended
+	}
 	return err
 }
 

@@ -80,6 +80,7 @@ func seamSuites[TX any]() suites[TX] {
 	return suites[TX]{
 		"seam/Values":             seamValues[TX],
 		"seam/NoRow":              seamNoRow[TX],
+		"seam/NetTimeout":         seamNetTimeout[TX],
 		"seam/RunAllStops":        seamRunAllStops[TX],
 		"seam/ErrorFields":        seamErrorFields[TX],
 		"seam/CallersTransaction": seamCallersTransaction[TX],

@@ -9,6 +9,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/pgonce/pgonce/idem"
 	"github.com/pgonce/pgonce/internal/pg"
 	"github.com/pgonce/pgonce/internal/pgtest"
 )
@@ -330,4 +331,31 @@ func seamLongWait[TX any](t *testing.T, c Client[TX]) {
 	<-time.After(deadline + 100*time.Millisecond)
 	holder.Rollback(t.Context())
 	noErr(t, <-result)
+}
+
+// A statement outside a transaction that outlasts the network deadline fails, and not as if the caller's ctx had ended, which has no end;
+// and the connection that comes next has no deadline.
+func seamNetTimeout[TX any](t *testing.T, c Client[TX]) {
+	db := pgtest.New(t)
+	pool := c.Open(t, db, 3)
+	keys, err := idem.New(pool.Driver, nil)
+	noErr(t, err)
+	sleep := func(seconds float64) pg.Stmt {
+		return pg.Stmt{SQL: `SELECT pg_sleep($1::float8)::text`, Args: []any{seconds}, Dest: []any{new(string)}}
+	}
+	const limit = 500 * time.Millisecond
+	ctx := pg.WithNetTimeout(t.Context(), limit)
+	noErr(t, pool.Pool().Run(ctx, sleep(0)))
+	noErr(t, pool.Pool().Run(t.Context(), sleep(2*limit.Seconds())))
+	lock := begin(t, pool.Driver, "", pg.Stmt{SQL: `LOCK TABLE pgonce.idem_record IN ACCESS EXCLUSIVE MODE`})
+	err = pool.Pool().Run(ctx, pg.Stmt{SQL: `SELECT count(*) FROM pgonce.idem_record`, Dest: []any{new(int64)}})
+	if err == nil || errors.Is(err, context.DeadlineExceeded) {
+		t.Errorf("Run: got %v", err)
+	}
+	_, _, err = idem.Lookup[string](ctx, keys, idem.Op{Name: "refund.create"}.Key("m1", "r1"), idem.NoFingerprint())
+	if !errors.Is(err, idem.ErrUnavailable) || errors.Is(err, context.DeadlineExceeded) {
+		t.Errorf("Lookup: got %v", err)
+	}
+	lock.Rollback(t.Context())
+	noErr(t, pool.Pool().Run(t.Context(), sleep(2*limit.Seconds())))
 }

@@ -57,7 +57,8 @@ type Stmt struct {
 type Scan func(dest ...any) error
 
 // Querier runs single statements. What it does outside a transaction may land on
-// any connection, and has the network deadline to finish once it has one.
+// any connection, and has the network deadline to finish once it has one. A Run that has not finished by then fails with
+// [os.ErrDeadlineExceeded], not with the end of a ctx that has not ended.
 type Querier interface {
 	Run(ctx context.Context, s Stmt) error
 	Query(ctx context.Context, sql string, args ...any) iter.Seq2[Scan, error]
