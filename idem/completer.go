@@ -69,7 +69,8 @@ func Handle[I, T, TX any](s *Store[TX], op Op, fn func(ctx context.Context, run 
 // repeated the request. It works until ctx ends, then waits for the functions that it has called, whose ctx ends too, and returns
 // nil. Run it in every process, or in some; they share the work.
 //
-// It looks once a second. A key is taken when its lease is over, and not before a pause that doubles with each attempt ([Op.RetryAfter]). After
+// It looks once a second. A key is taken when its lease is over, and not before a pause that doubles with each attempt ([Op.RetryAfter]), whatever
+// callers do in between: they are served, and do not put it off. After
 // [Op.Attempts] it is dead: told to [Config.Observe] (Died) and [Config.Logger], listed by [Store.Stuck], and not tried again before
 // [Store.Resolve]. A function that panics has failed; the panic is logged and goes no further. At most 8 functions run at the same time.
 //
@@ -153,7 +154,7 @@ func (s *Store[TX]) complete(ctx context.Context, h completion[TX], key Key) {
 		s.cfg.Logger.Warn("idem: the completer has found a key that cannot be one", "err", err)
 		return
 	}
-	c.op.Wait = 0
+	c.op.Wait = s.look // callers who repeat without a pause leave it no more than a moment
 	defer c.panicking()()
 	defer func() {
 		if p := recover(); p != nil {
@@ -163,15 +164,15 @@ func (s *Store[TX]) complete(ctx context.Context, h completion[TX], key Key) {
 	if c.server, err = s.ready(ctx); err != nil {
 		return
 	}
-	v := s.queue.join(ctx, key.identity(s.cfg.Schema), 0)
+	v := s.queue.join(ctx, key.identity(s.cfg.Schema), c.op.Wait)
 	if v.lead == nil {
-		return // somebody here is at it
+		return // somebody here is at it, for longer than that
 	}
 	defer v.lead.pass()
 	l, _, err := c.acquire(ctx, v.lead, true)
 	if l == nil {
 		c.told = true
-		if err != nil && !errors.Is(err, ErrInFlight) && !errors.Is(err, ErrDead) && ctx.Err() == nil {
+		if err != nil && !errors.Is(err, ErrInFlight) && !errors.Is(err, ErrDead) && !errors.Is(err, errNotDue) && ctx.Err() == nil {
 			s.cfg.Logger.Warn("idem: the completer could not take a key; it goes on trying", "key", key, "err", err)
 		}
 		return

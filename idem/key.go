@@ -85,8 +85,8 @@ type Op struct {
 	// count. Defaults to 20.
 	Attempts int
 
-	// RetryAfter is how long the completer leaves such a key alone at first. It is doubled with each attempt, up to an
-	// hour. Defaults to 1 second.
+	// RetryAfter is how long the completer leaves such a key alone at first. It is doubled with each of its attempts, up to an
+	// hour. Callers who repeat the request do not wait for it, and do not put it off. Defaults to 1 second.
 	RetryAfter time.Duration
 }
 

@@ -30,6 +30,7 @@ type lease[TX any] struct {
 	cancel context.CancelCauseFunc
 
 	completer bool // the attempt counts
+	first     bool // nobody had the key before: none but this attempt's calls are to be found out
 	seen      leaseRow
 	stored    []storedStep
 	forget    bool // the server may have it as ours when we do not know
@@ -40,8 +41,11 @@ type leaseRow struct {
 	rows, nonce, worker, state, attempts, fpVersion int64
 	fp, request                                     []byte
 	createdAt                                       time.Time
-	alive                                           bool
+	alive, due                                      bool // due for the completer
 }
+
+// errNotDue means that the completer has to leave a key alone for now.
+var errNotDue = errors.New("the key is not due")
 
 // errNobody means that a key had no owner when it was looked at, and could not be had either.
 var errNobody = errors.New("nobody owns the key")
@@ -128,6 +132,7 @@ func (l *lease[TX]) claim(ctx context.Context) (rec record, owned bool, err erro
 	case rec.rows > 0:
 		return rec, false, nil
 	case inserted > 0:
+		l.first = true
 		return record{}, true, nil
 	}
 	return l.contend(ctx)
@@ -144,11 +149,14 @@ func (l *lease[TX]) contend(ctx context.Context) (rec record, owned bool, err er
 	case l.seen.rows == 0:
 		return record{}, false, errNobody
 	case l.seen.nonce == l.nonce: // an INSERT of ours whose answer was lost
+		l.first = true
 		return record{}, true, nil
 	case !same:
 		return record{}, false, &MismatchError{Key: c.key, FirstAt: l.seen.createdAt}
 	case l.seen.state == leaseDead:
 		return record{}, false, fmt.Errorf("%w: %d attempts since %s", ErrDead, l.seen.attempts, l.seen.createdAt.UTC().Format(time.RFC3339))
+	case l.completer && !l.seen.due: // another one has had this turn
+		return record{}, false, errNotDue
 	case l.seen.alive:
 		return record{}, false, ErrInFlight
 	case l.completer && l.seen.attempts >= int64(c.op.Attempts):
@@ -196,7 +204,7 @@ func (l *lease[TX]) take(ctx context.Context) (rec record, err error) {
 		more = 1
 	}
 	err = tx.RunAll(tctx, pg.Stmt{SQL: c.store.sql.take, Args: []any{
-		c.scope, c.digest, l.seen.nonce, l.nonce, l.worker.id, more, c.op.backoff(l.seen.attempts + more).Seconds(),
+		c.scope, c.digest, l.seen.nonce, l.nonce, l.worker.id, more, l.pause(l.seen.attempts + more),
 	}, Rows: &taken}, c.lookupStmt(&rec))
 	switch {
 	case err != nil:
@@ -298,16 +306,12 @@ func (l *lease[TX]) finish(ctx context.Context, state int64, result []byte) (rec
 }
 
 // leave gives the key to whoever wants it next; the completer after a pause. A key whose function has called nobody is free
-// as if it had not been asked for.
+// as if it had not been asked for, if this was its first attempt: what earlier ones have called is to be found out.
 func (l *lease[TX]) leave(ctx context.Context, cause error, called int) {
 	c := l.call
 	stmt := pg.Stmt{SQL: c.store.sql.drop, Args: []any{c.scope, c.digest, l.nonce}}
-	if called > 0 || len(l.stored) > 0 || l.completer || l.seen.attempts > 0 {
-		pause := c.op.backoff(l.seen.attempts)
-		if l.completer && l.seen.attempts >= int64(c.op.Attempts) {
-			pause = 0 // the completer's next look finds that it is dead
-		}
-		stmt = pg.Stmt{SQL: c.store.sql.leave, Args: []any{c.scope, c.digest, l.nonce, pause.Seconds(), printableError(cause)}}
+	if called > 0 || !l.first {
+		stmt = pg.Stmt{SQL: c.store.sql.leave, Args: []any{c.scope, c.digest, l.nonce, l.pause(l.seen.attempts), printableError(cause)}}
 	}
 	if err := c.store.persist(ctx, &write{key: c.key, stmts: []pg.Stmt{stmt}, insist: true}); err != nil {
 		l.forget = true
@@ -320,6 +324,18 @@ func printableError(err error) string {
 	const most = 500
 	text := []rune(fmt.Sprintf("%q", fmt.Sprint(unmarked(err))))
 	return string(text[1:min(len(text)-1, most)])
+}
+
+// pause is for how many seconds the completer leaves the key alone, or nil if that stays as it is: whoever takes over what
+// was left does not put the completer's turn off, or one who repeats faster than that would keep it from ever coming.
+func (l *lease[TX]) pause(attempts int64) *float64 {
+	switch op := l.call.op; {
+	case l.completer && attempts >= int64(op.Attempts):
+		return new(float64) // its next look finds that the key is dead
+	case l.completer || l.first:
+		return new(op.backoff(attempts).Seconds())
+	}
+	return nil
 }
 
 // backoff is how long the completer leaves a key alone after so many attempts.
@@ -344,7 +360,7 @@ func (l *lease[TX]) leaseStmt() pg.Stmt {
 	*s = leaseRow{}
 	return pg.Stmt{
 		SQL: c.store.sql.lease, Args: []any{c.scope, c.digest},
-		Dest: []any{&s.nonce, &s.worker, &s.state, &s.attempts, &s.fpVersion, &s.fp, &s.createdAt, &s.request, &s.alive},
+		Dest: []any{&s.nonce, &s.worker, &s.state, &s.attempts, &s.fpVersion, &s.fp, &s.createdAt, &s.request, &s.alive, &s.due},
 		Rows: &s.rows,
 	}
 }

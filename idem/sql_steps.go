@@ -41,10 +41,11 @@ WHERE NOT EXISTS (SELECT FROM "pgonce"."idem_record" r WHERE r.scope = $6::text 
 ON CONFLICT (scope, digest) DO NOTHING
 RETURNING created_at`
 
-	// sqlLease reads who owns a key. Locks: ACCESS SHARE. By both primary keys.
+	// sqlLease reads who owns a key, and whether the completer may take it. Locks: ACCESS SHARE. By both primary keys.
 	sqlLease = `
 SELECT l.nonce, l.worker, l.state, l.attempts, l.fp_ver, l.fp, l.created_at, l.request,
-       EXISTS (SELECT FROM "pgonce"."idem_worker" w WHERE w.id = l.worker AND w.alive_until > statement_timestamp())
+       EXISTS (SELECT FROM "pgonce"."idem_worker" w WHERE w.id = l.worker AND w.alive_until > statement_timestamp()),
+       l.not_before <= statement_timestamp()
 FROM "pgonce"."idem_lease" l
 WHERE l.scope = $1::text AND l.digest = $2::bytea`
 
@@ -56,11 +57,12 @@ WHERE l.scope = $1::text AND l.digest = $2::bytea AND l.nonce = $3::bigint
 FOR UPDATE SKIP LOCKED`
 
 	// sqlTake makes a lease that somebody has left that of the attempt $4. It comes after sqlTakeLock, as a statement
-	// of its own, so that it judges by a snapshot of after that lock. By primary key.
+	// of its own, so that it judges by a snapshot of after that lock. $7 is for how long the completer leaves it alone, or NULL if that
+	// stays as it is. By primary key.
 	sqlTake = `
 UPDATE "pgonce"."idem_lease" l
 SET nonce = $4::bigint, worker = $5::bigint, attempts = attempts + $6::int,
-    not_before = statement_timestamp() + make_interval(secs => $7::float8)
+    not_before = coalesce(statement_timestamp() + make_interval(secs => $7::float8), l.not_before)
 WHERE l.scope = $1::text AND l.digest = $2::bytea AND l.nonce = $3::bigint AND l.state = 1
   AND NOT EXISTS (SELECT FROM "pgonce"."idem_worker" w WHERE w.id = l.worker AND w.alive_until > statement_timestamp())`
 
@@ -121,10 +123,11 @@ SELECT $3::bigint, created_at,
        $6::smallint, fp_ver, scope, digest, op, id, fp, $7::bytea
 FROM pgonce_gone`
 
-	// sqlLeave leaves a lease to whoever wants it, and to the completer after $4 seconds. By primary key.
+	// sqlLeave leaves a lease to whoever wants it, and to the completer after $4 seconds, or, if that is NULL, when it would
+	// have come. By primary key.
 	sqlLeave = `
 UPDATE "pgonce"."idem_lease" l
-SET worker = 0, not_before = statement_timestamp() + make_interval(secs => $4::float8), last_error = $5::text
+SET worker = 0, not_before = coalesce(statement_timestamp() + make_interval(secs => $4::float8), l.not_before), last_error = $5::text
 WHERE l.scope = $1::text AND l.digest = $2::bytea AND l.nonce = $3::bigint`
 
 	// sqlDrop deletes the lease of an attempt that has called nobody, if none before it has. By primary keys.

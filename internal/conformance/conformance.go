@@ -201,6 +201,8 @@ func stepsSuites[TX any]() suites[TX] {
 		"idem/StepsCompletersRace":     stepsCompletersRace[TX],
 		"idem/StepsDead":               stepsDead[TX],
 		"idem/StepsBackOff":            stepsBackOff[TX],
+		"idem/StepsSchedule":           stepsSchedule[TX],
+		"idem/StepsImpatient":          stepsImpatient[TX],
 		"idem/StepsCompleterMisuse":    stepsCompleterMisuse[TX],
 		"idem/StepsCommitLost":         stepsCommitLost[TX],
 		"idem/StepsTimeoutAfterPaying": stepsTimeoutAfterPaying[TX],

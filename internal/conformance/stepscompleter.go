@@ -157,12 +157,8 @@ func stepsBackOff[TX any](t *testing.T, c Client[TX]) {
 	b := setup(t, c, 3)
 	slow := remit
 	slow.RetryAfter = time.Minute
-	fail := func(ctx context.Context, run *idem.Run[TX], _ remittance) (string, error) {
-		return idem.Step(ctx, run, "pay", func(context.Context, string) (string, error) { return "", errBank })
-	}
-	_, err := idem.RunSteps(t.Context(), b.keys, slow.Key("m1", "r1"), idem.NoFingerprint(), remittance{1}, fail)
-	wantErr(t, err, errBank)
-	noErr(t, idem.Handle(b.keys, slow, fail))
+	wantErr(t, b.asks(slow), errBank)
+	noErr(t, idem.Handle(b.keys, slow, noAnswer[TX]))
 	ctx, cancel := context.WithCancel(t.Context())
 	done := make(chan error, 1)
 	go func() { done <- b.keys.RunCompleter(ctx) }()
@@ -174,6 +170,70 @@ func stepsBackOff[TX any](t *testing.T, c Client[TX]) {
 	}
 	cancel()
 	noErr(t, <-done)
+}
+
+// asks is a request whose bank never answers.
+func (b *bench[TX]) asks(op idem.Op) error {
+	_, err := idem.RunSteps(b.t.Context(), b.keys, op.Key("m1", "r1"), idem.NoFingerprint(), remittance{1}, noAnswer[TX])
+	return err
+}
+
+func noAnswer[TX any](ctx context.Context, run *idem.Run[TX], _ remittance) (string, error) {
+	return idem.Step(ctx, run, "pay", func(context.Context, string) (string, error) { return "", errBank })
+}
+
+// When the completer tries a key is its own business: callers who try in between are served at once, count for nothing and put nothing off.
+func stepsSchedule[TX any](t *testing.T, c Client[TX]) {
+	b := setup(t, c, 2)
+	slow := remit
+	slow.RetryAfter = time.Hour
+	wantErr(t, b.asks(slow), errBank)
+	b.db.Exec(t, `CREATE TABLE due AS SELECT not_before FROM pgonce.idem_lease`)
+	unmoved := func() {
+		t.Helper()
+		wantInt(t, "as it was", b.db.Int(t, `SELECT count(*) FROM pgonce.idem_lease JOIN due USING (not_before) WHERE attempts = 0 AND worker = 0`), 1)
+	}
+	for range 3 {
+		wantErr(t, b.asks(slow), errBank)
+		unmoved()
+	}
+	_, err := idem.RunSteps(t.Context(), b.keys, slow.Key("m1", "r1"), idem.NoFingerprint(), remittance{1},
+		func(context.Context, *idem.Run[TX], remittance) (string, error) {
+			wantInt(t, "during an attempt", b.db.Int(t, `SELECT count(*) FROM pgonce.idem_lease JOIN due USING (not_before)`), 1)
+			return "", errBank
+		})
+	wantErr(t, err, errBank)
+	unmoved()
+}
+
+// Callers who repeat a request without end, faster than the completer would: it has its turns nevertheless, and ends them.
+func stepsImpatient[TX any](t *testing.T, c Client[TX]) {
+	b := setup(t, c, 6)
+	slow := remit
+	slow.RetryAfter, slow.Attempts = time.Second, 2
+	noErr(t, idem.Handle(b.keys, slow, noAnswer[TX]))
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	done := make(chan error, 1)
+	go func() { done <- b.keys.RunCompleter(ctx) }()
+	var callers sync.WaitGroup
+	for _, store := range []*bench[TX]{b, b.other(2)} {
+		callers.Go(func() {
+			var err error
+			for ; ctx.Err() == nil && !errors.Is(err, idem.ErrDead); err = store.asks(slow) {
+				if err != nil && !errors.Is(err, errBank) && !errors.Is(err, idem.ErrInFlight) {
+					t.Error(err)
+				}
+			}
+		})
+	}
+	pgtest.Eventually(t, "it is dead", func() bool {
+		return b.db.Int(t, `SELECT count(*) FROM pgonce.idem_lease WHERE state = 2 AND attempts = 2`) == 1
+	})
+	callers.Wait()
+	cancel()
+	noErr(t, <-done)
+	wantErr(t, b.asks(slow), idem.ErrDead)
 }
 
 // What the completer cannot work with.
