@@ -8,6 +8,8 @@
 --   holder       which process has it
 -- No index may mention expires_at, so that heartbeats stay HOT updates in the room that fillfactor leaves.
 -- Columns of fixed width come first, which saves their padding.
+-- The table is empty whenever no lock is held. VACUUM must not cut it down to nothing then: sessions that plan their statements
+-- in that moment would choose to scan the whole table, and keep that plan when it has grown again.
 CREATE TABLE "pgonce"."lease" (
     nonce       bigint NOT NULL,
     acquired_at timestamptz NOT NULL,
@@ -17,7 +19,7 @@ CREATE TABLE "pgonce"."lease" (
     id          text COLLATE "C" NOT NULL,
     holder      text NOT NULL,
     CONSTRAINT lease_pkey PRIMARY KEY (space, id)
-) WITH (fillfactor = 50);
+) WITH (fillfactor = 50, vacuum_truncate = off);
 
 -- Code of version 1 does not know this table and works as before.
 INSERT INTO "pgonce"."schema_version" (version, min_code) VALUES (4, 1);
