@@ -48,6 +48,11 @@ func TestVerifyFindsEachDifference(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	elsewhere, err := sm.Bind[int64](sm.MustNew("lights", sm.Initial[light]("c"), sm.Final[light]("z"), from("c").On(on).To("a"), from("a").On(on).To("b"), from("b").On(off).To("z")),
+		pgxdriver.New(pool), sm.Table{Name: "lamp"})
+	if err != nil {
+		t.Fatal(err)
+	}
 	version := db.Int(t, `SELECT current_setting('server_version_num')::int / 10000`)
 	function := `(SELECT oid::regprocedure::text FROM pg_proc WHERE proname LIKE 'pgonce_lamp_state%')`
 	for what, tc := range map[string]struct {
@@ -85,6 +90,9 @@ func TestVerifyFindsEachDifference(t *testing.T) {
 		"older": {older.TriggerSQL(&sm.TriggerConfig{Contract: true}), []string{
 			`trigger "public"."pgonce_lamp_state_...this machine is...it lacks the edges b -> c, c -> z...it still has the edges a -> y, b -> z...it lacks the states c...it still has the states y...it still lets rows begin in b`,
 			`check "pgonce_states_state": allows the states a, b, y, z`,
+		}},
+		"begins elsewhere": {elsewhere.TriggerSQL(&sm.TriggerConfig{Contract: true}), []string{
+			`trigger "public"."pgonce_lamp_state_...it does not let rows begin in a; it still lets rows begin in c`,
 		}},
 		"after ours": {`CREATE TRIGGER zzzz_z BEFORE INSERT OR UPDATE ON lamp FOR EACH ROW EXECUTE FUNCTION other()`, []string{
 			`other public.lamp: trigger "zzzz_z" fires after "zzzz_pgonce_move_state"...RENAME`,

@@ -73,6 +73,72 @@ func machineCreate[TX any](t *testing.T, c Client[TX]) {
 	wantInt(t, "row 4", y.int(`SELECT count(*) FROM item WHERE id = 4`), 0)
 }
 
+// A row that was created in another state is another row. Without a history nobody can tell, so whatever is there is a conflict.
+func machineCreateOtherwise[TX any](t *testing.T, c Client[TX]) {
+	two := sm.MustNew("two", sm.Initial(inA, inB), sm.Final(inT), sm.From(inA, inB).On(goEvent).To(inT))
+	y := newYardOf(t, c, 2, two, sm.Table{Name: "item"})
+	create := func(items *sm.Binding[int64, itemState, TX], id int64, state itemState) (itemResult, error) {
+		return items.Create(t.Context(), id, state)
+	}
+	conflict := func(err error, state itemState) {
+		t.Helper()
+		if e, ok := errors.AsType[*sm.ConflictError](err); !ok || e.Reason != sm.ReasonState || e.State != string(state) {
+			t.Errorf("got %v, want a conflict with %q", err, state)
+		}
+	}
+	for _, state := range []itemState{inA, inT} {
+		if state == inT {
+			y.want(1, goEvent, sm.Applied, inA, inT)
+		}
+		res, err := create(y.items, 1, inA)
+		if err != nil || res.Applied() == (state == inT) || res.To != inA {
+			t.Errorf("got %+v, %v", res, err)
+		}
+		_, err = create(y.items, 1, inB)
+		conflict(err, state)
+	}
+	y.wantHistory(1, "(create):>a", "go:a>t")
+
+	plain := bind(t, y.d, two, sm.Table{Name: "item", NoHistory: true, Version: "version"})
+	res, err := create(plain, 2, inB)
+	if err != nil || !res.Applied() || res.To != inB || res.Seq != 0 {
+		t.Errorf("got %+v, %v", res, err)
+	}
+	y.wantState(2, inB)
+	for _, state := range []itemState{inB, inA} {
+		_, err = create(plain, 2, state)
+		conflict(err, inB)
+	}
+	_, err = create(plain, 1, inA) // which has a history, of another binding
+	conflict(err, inT)
+	wantInt(t, "history", y.int(`SELECT count(*) FROM pgonce.transition WHERE entity = '2'`), 0)
+}
+
+// What is in the history of a row is not always its beginning, nor of this row: a delivery that found nothing to do is not, and an id column may be
+// called as the history's own.
+func machineAdoptAmongOthers[TX any](t *testing.T, c Client[TX]) {
+	y := newYard(t, c, 2)
+	y.insert(1, inT)
+	y.want(1, goEvent, sm.AlreadyApplied, inT, inT, sm.Dedup("d"))
+	n, err := y.items.Adopt(t.Context(), "import")
+	noErr(t, err)
+	wantInt(t, "adopted", n, 1)
+	y.wantHistory(1, "go:t>t 1", "(adopt):>t")
+
+	y.sql(`CREATE TABLE part (entity bigint PRIMARY KEY, state text NOT NULL)`)
+	y.sql(`INSERT INTO part VALUES (1, 'a'), (2, 'b'), (3, 't')`)
+	parts := bind(t, y.d, sm.MustNew("parts", sm.Initial(inA), sm.Final(inT), sm.From(inA).On(goEvent).To(inT), sm.From(inB).On(goEvent).To(inT),
+		sm.From(inA).On(prepare).To(inB)), sm.Table{Name: "part", ID: "entity"})
+	res, err := parts.Fire(t.Context(), 1, goEvent)
+	if err != nil || !res.Applied() {
+		t.Errorf("got %+v, %v", res, err)
+	}
+	n, err = parts.Adopt(t.Context(), "import")
+	noErr(t, err)
+	wantInt(t, "adopted", n, 2)
+	wantInt(t, "history", y.int(`SELECT count(*) FROM pgonce.transition WHERE machine = 'parts' AND event = '(adopt)' AND entity IN ('2', '3')`), 2)
+}
+
 // A table that is older than its machine: rows get the beginning of a history once, those in unknown states are named.
 func machineAdopt[TX any](t *testing.T, c Client[TX]) {
 	y := newYard(t, c, 2)

@@ -135,6 +135,65 @@ func machineManyDedup[TX any](t *testing.T, c Client[TX]) {
 	y.chains()
 }
 
+// A delivery that found nothing to do is remembered by its id as one that moved the row: when the row has gone on and come back to where the event
+// begins, its repeat does not move it.
+func machineManyDedupOfNothing[TX any](t *testing.T, c Client[TX]) {
+	y := newYardOf(t, c, 2, cycle, sm.Table{Name: "item"})
+	ids := []int64{1, 2}
+	for _, id := range ids {
+		y.insert(id, inA)
+		y.want(id, turnOn, sm.Applied, inA, inB, sm.Dedup("first"))
+	}
+	again := map[int64]string{1: "AlreadyApplied", 2: "AlreadyApplied"}
+	rows, err := y.items.FireMany(t.Context(), ids, turnOn, sm.Dedup("night"))
+	noErr(t, err)
+	y.wantTold(rows, again)
+	tx := y.tx(pg.ReadCommitted)
+	rows, err = y.items.FireManyTx(t.Context(), tx.Handle(), ids, turnOn, sm.Dedup("noon"))
+	noErr(t, err)
+	noErr(t, tx.Commit(t.Context()))
+	y.wantTold(rows, again)
+	for _, id := range ids {
+		y.want(id, turnOff, sm.Applied, inB, inA, sm.Dedup("off"))
+	}
+	for _, dedup := range []string{"night", "noon"} {
+		rows, err = y.items.FireMany(t.Context(), ids, turnOn, sm.Dedup(dedup))
+		noErr(t, err)
+		y.wantTold(rows, again)
+	}
+	for _, id := range ids {
+		y.wantState(id, inA)
+		y.wantHistory(id, "on:a>b", "on:b>b 1", "on:b>b 1", "off:b>a")
+	}
+}
+
+// A call with an id after one without: a delivery that waits for another one of the same id is told so, and not that the id is there already.
+func machineDedupAfterNone[TX any](t *testing.T, c Client[TX]) {
+	y := newYard(t, c, 3)
+	for n, opts := range [][]sm.Option{nil, {sm.Where("ok")}} {
+		id := int64(2 * n)
+		y.insert(id, inA)
+		y.insert(id+1, inA)
+		y.want(id, goEvent, sm.Applied, inA, inT, opts...)
+		opts = append(opts, sm.Dedup("d"))
+		other := y.tx(pg.ReadCommitted)
+		_, err := y.items.FireTx(t.Context(), other.Handle(), id+1, goEvent, opts...)
+		noErr(t, err)
+		mine := y.tx(pg.ReadCommitted)
+		done := y.background(func() (itemResult, error) {
+			return y.items.FireTx(t.Context(), mine.Handle(), id+1, goEvent, opts...)
+		})
+		if early := y.awaitBlocked(done); early != nil {
+			t.Fatalf("it did not wait: %+v", early)
+		}
+		noErr(t, other.Commit(t.Context()))
+		if a := <-done; a.err != nil || a.res.Outcome != sm.AlreadyApplied {
+			t.Errorf("got %+v, %v", a.res, a.err)
+		}
+		noErr(t, mine.Commit(t.Context()))
+	}
+}
+
 // An event that shares its target asks the history, after the wait, for many rows as for one.
 func machineManySharedTarget[TX any](t *testing.T, c Client[TX]) {
 	y := newYardOf(t, c, 3, closing, sm.Table{Name: "item"})
@@ -240,6 +299,38 @@ func machineManyLocksInOrder[TX any](t *testing.T, c Client[TX]) {
 	wantInt(t, "rows that are free", y.int(`SELECT count(*) FROM (SELECT FROM item FOR UPDATE SKIP LOCKED) free`), 0)
 	noErr(t, tx.Commit(t.Context()))
 	wantInt(t, "history", y.int(`SELECT count(*) FROM pgonce.transition`), 1500)
+}
+
+// Rows are locked in the order of their ids also where the server reads them in another one, with a history and without.
+func machineManyLocksAnyPlan[TX any](t *testing.T, c Client[TX]) {
+	for _, none := range []bool{false, true} {
+		y := newYard(t, c, 2)
+		y.sql(`INSERT INTO item (id) SELECT 1001 - g FROM generate_series(1, 1000) g`)
+		y.sql(`ANALYZE item`)
+		items := y.items
+		if none {
+			items = bind(t, y.d, sm.MustNew("plain", sm.Initial(inA), sm.Final(inT), sm.From(inA).On(goEvent).To(inT)), sm.Table{Name: "item", NoHistory: true})
+		}
+		ids := make([]int64, 1000)
+		for i := range ids {
+			ids[i] = int64(i + 1)
+		}
+		holder := y.hold(`SELECT FROM item WHERE id = 1 FOR UPDATE`)
+		tx := y.tx(pg.ReadCommitted)
+		for _, plan := range []string{"enable_nestloop", "enable_mergejoin", "enable_indexscan", "enable_bitmapscan"} {
+			noErr(t, tx.Run(t.Context(), pg.Stmt{SQL: `SET LOCAL ` + plan + ` = off`}))
+		}
+		done := make(chan error)
+		go func() {
+			_, err := items.FireManyTx(t.Context(), tx.Handle(), ids, goEvent)
+			done <- err
+		}()
+		pgtest.Eventually(t, "it waits", y.waiting)
+		wantInt(t, "rows that are free", y.int(`SELECT count(*) FROM (SELECT FROM item FOR UPDATE SKIP LOCKED) free`), 999)
+		noErr(t, holder.Rollback(t.Context()))
+		noErr(t, <-done)
+		noErr(t, tx.Commit(t.Context()))
+	}
 }
 
 // More rows than one statement takes, some of which the server refuses: each refusal is about its row, and the
