@@ -234,6 +234,7 @@ func (s *tempest) cut(t *testing.T) {
 // verdict compares the answers with the database.
 func (s *tempest) verdict(t *testing.T, seed uint64) {
 	t.Helper()
+	s.pool.Reset() // its connections may be from before a restart
 	effects, doubled := s.effects(t)
 	answered, lost, differ := s.compare(t, gust(seed, s.total), effects)
 	var payments, paid int
