@@ -77,7 +77,7 @@ func TestCtxMadeOfALocks(t *testing.T) {
 			return err
 		},
 		"do": func(ctx context.Context, c *Client[struct{}]) error {
-			return c.Do(ctx, Key{"order", "2"}, func(ctx context.Context, _ *Lock[struct{}]) error { return ctx.Err() })
+			return c.Do(ctx, Key{"order", "2"}, nil, func(ctx context.Context, _ *Lock[struct{}]) error { return ctx.Err() })
 		},
 	} {
 		for when, granted := range map[string]bool{"in line": false, "granted in this moment": true} {

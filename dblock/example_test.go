@@ -72,7 +72,7 @@ func ExampleClient_TryAcquire() {
 
 func ExampleClient_Do() {
 	withClient(func(ctx context.Context, locks *client, _ *pgxpool.Pool) error {
-		return locks.Do(ctx, dblock.Key{Space: "order", ID: "42"}, func(ctx context.Context, lock *locked) error {
+		return locks.Do(ctx, dblock.Key{Space: "order", ID: "42"}, nil, func(ctx context.Context, lock *locked) error {
 			fmt.Println("alone:", ctx.Err() == nil)
 			return nil
 		})

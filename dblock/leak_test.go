@@ -143,7 +143,7 @@ func TestKeptContextIsNoLeak(t *testing.T) {
 		kept[id] = remnant{keep, end}
 	}
 	release(t, acquire(t, c, "released", nil))
-	err := c.Do(within(t), dblock.Key{Space: "order", ID: "do"}, func(context.Context, *locked) error {
+	err := c.Do(within(t), dblock.Key{Space: "order", ID: "do"}, nil, func(context.Context, *locked) error {
 		c.WatchHandles()
 		l.collect(t, c, "control 1")
 		return nil

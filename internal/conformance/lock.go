@@ -290,10 +290,10 @@ func (l *locks[TX]) acquireAll() {
 func lockDo[TX any](t *testing.T, c Client[TX]) {
 	l := setupLocks(t, c)
 	a := l.client(&dblock.Config{TTL: 3 * time.Second})
-	wantErr(t, a.Do(l.ctx(), lockKey("1"), func(ctx context.Context, lock *dblock.Lock[TX]) error {
+	wantErr(t, a.Do(l.ctx(), lockKey("1"), nil, func(ctx context.Context, lock *dblock.Lock[TX]) error {
 		_, err := a.TryAcquire(l.ctx(), lockKey("1"), nil)
 		wantErr(t, err, dblock.ErrNotAcquired)
-		wantErr(t, a.Do(ctx, lockKey("1"), nil), dblock.ErrReentrant)
+		wantErr(t, a.Do(ctx, lockKey("1"), nil, nil), dblock.ErrReentrant)
 		return errStop
 	}), errStop)
 	for _, leave := range []func(){func() { panic("of the caller") }, runtime.Goexit} {
@@ -301,11 +301,11 @@ func lockDo[TX any](t *testing.T, c Client[TX]) {
 		go func() {
 			defer close(left)
 			defer func() { _ = recover() }()
-			_ = a.Do(l.ctx(), lockKey("1"), func(context.Context, *dblock.Lock[TX]) error { leave(); return nil })
+			_ = a.Do(l.ctx(), lockKey("1"), nil, func(context.Context, *dblock.Lock[TX]) error { leave(); return nil })
 		}()
 		<-left
 	}
-	wantErr(t, a.Do(l.ctx(), lockKey("1"), func(ctx context.Context, lock *dblock.Lock[TX]) error {
+	wantErr(t, a.Do(l.ctx(), lockKey("1"), nil, func(ctx context.Context, lock *dblock.Lock[TX]) error {
 		l.db.Exec(t, `SELECT pg_terminate_backend(pid) FROM pg_locks WHERE locktype = 'advisory'
 			AND database = (SELECT oid FROM pg_database WHERE datname = current_database())`)
 		<-ctx.Done()
@@ -313,12 +313,15 @@ func lockDo[TX any](t *testing.T, c Client[TX]) {
 		return nil
 	}), dblock.ErrLost)
 	ctx, cancel := context.WithCancelCause(t.Context())
-	noErr(t, a.Do(ctx, lockKey("1"), func(ctx context.Context, _ *dblock.Lock[TX]) error {
+	noErr(t, a.Do(ctx, lockKey("1"), nil, func(ctx context.Context, _ *dblock.Lock[TX]) error {
 		cancel(errStop)
 		<-ctx.Done()
 		wantErr(t, context.Cause(ctx), errStop)
 		return nil
 	}))
+	beside := l.acquire(l.client(nil), "1", shared)
+	noErr(t, a.Do(l.ctx(), lockKey("1"), shared, func(context.Context, *dblock.Lock[TX]) error { return nil }))
+	l.release(beside)
 	l.release(l.acquire(a, "1", nil))
 }
 

@@ -109,7 +109,7 @@ func (s *Service) Urge(ctx context.Context, ticket int64, user string) (a Answer
 		return a, nil
 	}
 	key := dblock.Key{Space: "urging.ticket", ID: strconv.FormatInt(ticket, 10)}
-	err = s.locks.Do(ctx, key, func(ctx context.Context, lock *dblock.Lock[pgx.Tx]) (err error) {
+	err = s.locks.Do(ctx, key, nil, func(ctx context.Context, lock *dblock.Lock[pgx.Tx]) (err error) {
 		var known bool
 		if a, known = s.seen.get(v); known {
 			return nil // the same user was before us in the queue
