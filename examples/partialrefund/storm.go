@@ -14,8 +14,6 @@ import (
 	"sync/atomic"
 	"time"
 
-	"github.com/jackc/pgx/v5"
-	"github.com/jackc/pgx/v5/stdlib"
 	"github.com/jmoiron/sqlx"
 	"github.com/pgonce/pgonce/examples/internal/crowd"
 	"github.com/pgonce/pgonce/examples/internal/demo"
@@ -130,29 +128,15 @@ func prepare(ctx context.Context, opt options, g *demo.Ground, out io.Writer, se
 	return s, serve(ctx, s)
 }
 
-// connectX opens a pool of database/sql for an instance.
-func (s *storm) connectX() (*sqlx.DB, error) {
-	cfg, err := pgx.ParseConfig(s.URL)
-	if err != nil {
-		return nil, err
-	}
-	cfg.RuntimeParams["application_name"] = s.Name
-	db := sqlx.NewDb(stdlib.OpenDB(*cfg), "pgx")
-	db.SetMaxOpenConns(12)
-	db.SetMaxIdleConns(12)
-	s.AtEnd(func() { _ = db.Close() })
-	return db, nil
-}
-
 // right starts the instances that do it right, and a worker with each.
 func right(ctx context.Context, s *storm) error {
 	log := demo.Logger(s.Verbose)
 	for range instances {
-		db, err := s.connectX()
+		db, err := s.ConnectSQL()
 		if err != nil {
 			return err
 		}
-		service, err := refunds.NewService(ctx, db, log)
+		service, err := refunds.NewService(ctx, sqlx.NewDb(db, "pgx"), log)
 		if err != nil {
 			return err
 		}

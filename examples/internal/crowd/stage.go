@@ -2,11 +2,13 @@ package crowd
 
 import (
 	"context"
+	"database/sql"
 	"errors"
 	"net/http"
 
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgxpool"
+	"github.com/jackc/pgx/v5/stdlib"
 	"github.com/pgonce/pgonce/examples/internal/demo"
 	"github.com/riverqueue/river"
 )
@@ -34,6 +36,20 @@ func (s *Stage) Connect(ctx context.Context) (*pgxpool.Pool, error) {
 		s.AtEnd(pool.Close)
 	}
 	return pool, err
+}
+
+// ConnectSQL opens a pool of database/sql for an instance, which Close closes.
+func (s *Stage) ConnectSQL() (*sql.DB, error) {
+	cfg, err := pgx.ParseConfig(s.URL)
+	if err != nil {
+		return nil, err
+	}
+	cfg.RuntimeParams["application_name"] = s.Name
+	db := stdlib.OpenDB(*cfg)
+	db.SetMaxOpenConns(12)
+	db.SetMaxIdleConns(12)
+	s.AtEnd(func() { _ = db.Close() })
+	return db, nil
 }
 
 // Listen starts an instance.

@@ -16,7 +16,10 @@ type Payout struct {
 }
 
 // Kind is the name of these jobs in the queue.
-func (Payout) Kind() string { return kindPayout }
+func (Payout) Kind() string { return "partialrefund.payout" }
+
+// InsertOpts makes the queue never give up: only the refund service's word ends a payout.
+func (Payout) InsertOpts() river.InsertOpts { return river.InsertOpts{MaxAttempts: neverGiveUp} }
 
 // Payouts makes them.
 type Payouts struct {

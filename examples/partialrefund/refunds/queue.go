@@ -18,11 +18,13 @@ import (
 // QueueSchema holds the queue's tables.
 const QueueSchema = "partialrefund_queue"
 
+const neverGiveUp = 32767
+
 // Notification is an agreement that comes by message. The queue delivers it at least once.
 type Notification struct{ Request }
 
 // Kind is the name of these jobs in the queue.
-func (Notification) Kind() string { return kindAgreement }
+func (Notification) Kind() string { return "partialrefund.agreement" }
 
 // InsertOpts makes the queue never give up.
 func (Notification) InsertOpts() river.InsertOpts { return river.InsertOpts{MaxAttempts: neverGiveUp} }

@@ -17,6 +17,7 @@ import (
 	"github.com/jmoiron/sqlx"
 	"github.com/pgonce/pgonce/dblock"
 	"github.com/pgonce/pgonce/driver/sqlxdriver"
+	"github.com/pgonce/pgonce/examples/internal/riversql"
 	"github.com/pgonce/pgonce/idem"
 	"github.com/pgonce/pgonce/statemachine"
 )
@@ -137,7 +138,8 @@ func (s *Service) accept(ctx context.Context, tx *sqlx.Tx, applyID string, r Req
 	if _, err := tx.ExecContext(ctx, open, applyID, r.Order, r.Kind, r.AmountCents); err != nil {
 		return Receipt{}, err
 	}
-	return Receipt{ApplyID: applyID, Order: r.Order, AmountCents: r.AmountCents, Kind: r.Kind}, enqueue(ctx, tx, Payout{ApplyID: applyID})
+	receipt := Receipt{ApplyID: applyID, Order: r.Order, AmountCents: r.AmountCents, Kind: r.Kind}
+	return receipt, riversql.InsertTx(ctx, tx, QueueSchema, Payout{ApplyID: applyID})
 }
 
 // take takes money off an order, if so much is left. Concurrent refunds of one order wait for each other at its row, and the
