@@ -77,12 +77,12 @@ func (s *storm) undeliverable(n int) bool { return n == 4 }
 func right(ctx context.Context, s *storm) error {
 	log := demo.Logger(s.Verbose)
 	for range instances {
-		pool, err := s.Connect(ctx)
+		db, err := s.ConnectSQL()
 		if err != nil {
 			return err
 		}
 		clock := func() time.Time { return time.Now().Add(time.Duration(s.later.Load())) }
-		service, err := urges.NewService(ctx, pool, &urges.Config{Clock: clock, Logger: log})
+		service, err := urges.NewService(ctx, db, &urges.Config{Clock: clock, Logger: log})
 		if err != nil {
 			return err
 		}

@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"database/sql"
 	"errors"
 	"strconv"
 	"strings"
@@ -22,7 +23,8 @@ import (
 type desk struct {
 	*urges.Service
 	db     *pgtest.DB
-	pool   *pgxpool.Pool
+	std    *sql.DB       // the service's
+	pool   *pgxpool.Pool // the test's
 	ticket int64
 	later  atomic.Int64
 }
@@ -30,10 +32,10 @@ type desk struct {
 func newDesk(t *testing.T, cfg urges.Config) *desk {
 	t.Helper()
 	db, g := newGround(t)
-	d := &desk{db: db, pool: g.Pool, ticket: db.Int(t, `INSERT INTO urging.ticket (assignee) VALUES ('a') RETURNING id`)}
+	d := &desk{db: db, std: db.SQL(t), pool: g.Pool, ticket: db.Int(t, `INSERT INTO urging.ticket (assignee) VALUES ('a') RETURNING id`)}
 	cfg.Clock = func() time.Time { return time.Now().Add(time.Duration(d.later.Load())) }
 	var err error
-	if d.Service, err = urges.NewService(t.Context(), g.Pool, &cfg); err != nil {
+	if d.Service, err = urges.NewService(t.Context(), d.std, &cfg); err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { _ = d.Close(context.WithoutCancel(t.Context())) })
@@ -97,14 +99,13 @@ func TestCacheSaysWhatIsTrue(t *testing.T) {
 	t.Parallel()
 	d := newDesk(t, urges.Config{CacheSize: 2})
 	d.urge(t, "ann")
-	before := d.pool.Stat().AcquireCount()
-	for range 100 {
-		if a := d.urge(t, "ann"); !a.Again || !a.Cached {
-			t.Fatalf("a repeat: %+v", a)
-		}
+	over, cancel := context.WithCancel(t.Context())
+	cancel() // with this, nobody gets a lock or a connection
+	if a, err := d.Urge(over, d.ticket, "ann"); err != nil || !a.Again || !a.Cached {
+		t.Errorf("a repeat: %+v, %v", a, err)
 	}
-	if n := d.pool.Stat().AcquireCount() - before; n != 0 {
-		t.Errorf("100 repeats took %d connections", n)
+	if _, err := d.Urge(over, d.ticket, "bob"); !errors.Is(err, context.Canceled) {
+		t.Errorf("a first time: %v", err)
 	}
 	d.urge(t, "bob")
 	d.urge(t, "cid") // and ann is forgotten
@@ -117,7 +118,8 @@ func TestCacheSaysWhatIsTrue(t *testing.T) {
 	}
 }
 
-// Waiting for a ticket's lock ends with the caller's ctx, and no connection is held meanwhile.
+// Waiting for a ticket's lock ends with the caller's ctx. Of the pool it takes one connection, however many wait, beside the
+// one that the locks have.
 func TestWaitEndsWithContext(t *testing.T) {
 	t.Parallel()
 	d := newDesk(t, urges.Config{})
@@ -139,12 +141,10 @@ func TestWaitEndsWithContext(t *testing.T) {
 			}
 		})
 	}
-	pgtest.Eventually(t, "they wait, one of them in the server's queue", func() bool {
-		return d.db.Int(t, `SELECT count(*) FROM pg_locks WHERE NOT granted AND database = (SELECT oid FROM pg_database WHERE datname = current_database())`) == 1
+	pgtest.Eventually(t, "they wait, one of them in the server's queue, and two connections of the pool are held", func() bool {
+		return d.std.Stats().InUse == 2 &&
+			d.db.Int(t, `SELECT count(*) FROM pg_locks WHERE NOT granted AND database = (SELECT oid FROM pg_database WHERE datname = current_database())`) == 1
 	})
-	if n := d.pool.Stat().AcquiredConns(); n != 0 {
-		t.Errorf("%d connections of the pool are held while waiting", n)
-	}
 	cancel()
 	wg.Wait()
 	if err := lock.Release(t.Context()); err != nil {
@@ -177,6 +177,16 @@ func TestOneUserAtOnce(t *testing.T) {
 	}
 	if _, err := d.Urge(t.Context(), d.ticket, ""); !errors.Is(err, urges.ErrNoUser) {
 		t.Errorf("nobody: %v", err)
+	}
+}
+
+// A pool that its locks could use up is refused.
+func TestPoolIsLargeEnough(t *testing.T) {
+	t.Parallel()
+	std := new(sql.DB) // nothing is sent
+	std.SetMaxOpenConns(7)
+	if _, err := urges.NewService(t.Context(), std, nil); err == nil || !strings.Contains(err.Error(), "SetMaxOpenConns(8)") {
+		t.Errorf("got %v", err)
 	}
 }
 

@@ -28,7 +28,7 @@ var Flow = statemachine.MustNew("urge",
 	statemachine.From(Raised).On(Deliver).To(Pushed).Setting("receipt"),
 	statemachine.From(Raised).On(Refuse).To(Undeliverable).Setting("reason"))
 
-// Urges is the flow over its table.
+// Urges is the flow over its table, for the workers, who are on pgx.
 type Urges = statemachine.Binding[int64, State, pgx.Tx]
 
 // Table is where the urges are.

@@ -17,12 +17,7 @@ const QueueSchema = "urging_queue"
 
 const neverGiveUp = 32767
 
-// NewPublisher is a client that enqueues and does not work. Without a logger it warns on standard output.
-func NewPublisher(pool *pgxpool.Pool, log *slog.Logger) (*river.Client[pgx.Tx], error) {
-	return river.NewClient(riverpgxv5.New(pool), &river.Config{Schema: QueueSchema, Logger: log})
-}
-
-// NewQueue is a client that works.
+// NewQueue is a client that works. It is River's on pgx, with a pool of its own, whatever the service uses.
 func NewQueue(pool *pgxpool.Pool, pushes *Pushes, log *slog.Logger) (*river.Client[pgx.Tx], error) {
 	workers := river.NewWorkers()
 	river.AddWorker(workers, pushes)

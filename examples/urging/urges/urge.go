@@ -9,17 +9,16 @@ package urges
 
 import (
 	"context"
+	"database/sql"
 	"errors"
 	"fmt"
 	"log/slog"
 	"strconv"
 	"time"
 
-	"github.com/jackc/pgx/v5"
-	"github.com/jackc/pgx/v5/pgxpool"
 	"github.com/pgonce/pgonce/dblock"
-	"github.com/pgonce/pgonce/driver/pgxdriver"
-	"github.com/riverqueue/river"
+	"github.com/pgonce/pgonce/driver/sqldriver"
+	"github.com/pgonce/pgonce/examples/internal/riversql"
 )
 
 // Window is how long an urge lasts. The database holds every row to it.
@@ -55,19 +54,29 @@ func (a Answer) Message(where *time.Location) string {
 type Config struct {
 	CacheSize int              // how many visits are remembered; defaults to 10,000
 	Clock     func() time.Time // of the cache; defaults to time.Now
-	Logger    *slog.Logger     // of locks and queue
+	Logger    *slog.Logger     // of the locks
 }
 
-// Service takes urges, over one pool.
+// The locks' connections come out of the pool and stay out: one that holds locks, and at most so many that wait for one. A pool of
+// fewer than leastConns would have too few left for those who have their lock and want to write.
+const (
+	lockWaiters = 4
+	leastConns  = lockWaiters + 4
+)
+
+// Service takes urges, over one pool of database/sql.
 type Service struct {
-	pool  *pgxpool.Pool
-	locks *dblock.Client[pgx.Tx]
-	jobs  *river.Client[pgx.Tx]
+	db    *sql.DB
+	locks *dblock.Client[*sql.Tx]
 	seen  *cache
 }
 
-// NewService checks that the library's tables are there, and that locks hold here. Close it when done.
-func NewService(ctx context.Context, pool *pgxpool.Pool, cfg *Config) (*Service, error) {
+// NewService checks that the library's tables are there, and that locks hold here. db has at least eight connections, or no limit.
+// Close the service when done.
+func NewService(ctx context.Context, db *sql.DB, cfg *Config) (*Service, error) {
+	if n := db.Stats().MaxOpenConnections; n > 0 && n < leastConns {
+		return nil, fmt.Errorf("a pool of %d connections is too small: SetMaxOpenConns(%d) or more", n, leastConns)
+	}
 	c := Config{CacheSize: 10_000, Clock: time.Now}
 	if cfg != nil {
 		c.Logger = cfg.Logger
@@ -82,15 +91,11 @@ func NewService(ctx context.Context, pool *pgxpool.Pool, cfg *Config) (*Service,
 	if err != nil {
 		return nil, err
 	}
-	jobs, err := NewPublisher(pool, c.Logger)
+	locks, err := dblock.New(ctx, sqldriver.New(db), &dblock.Config{MaxWaiters: lockWaiters, Logger: c.Logger})
 	if err != nil {
 		return nil, err
 	}
-	locks, err := dblock.New(ctx, pgxdriver.New(pool), &dblock.Config{Logger: c.Logger})
-	if err != nil {
-		return nil, err
-	}
-	return &Service{pool: pool, locks: locks, jobs: jobs, seen: seen}, nil
+	return &Service{db: db, locks: locks, seen: seen}, nil
 }
 
 // Close gives the locks back.
@@ -98,8 +103,8 @@ func (s *Service) Close(ctx context.Context) error { return s.locks.Close(ctx) }
 
 // Urge urges a ticket once in a window for each user, however often he asks.
 //
-// Everybody who wants the same ticket stands in a queue, in this process in memory: nobody spins, and nobody keeps a connection
-// while he waits. The wait ends with ctx ([dblock.ErrNotAcquired]). Other tickets are not waited for.
+// Everybody who wants the same ticket stands in a queue, in this process in memory: nobody spins, and one of them waits on the server for
+// all of this process. The wait ends with ctx ([dblock.ErrNotAcquired]). Other tickets are not waited for.
 func (s *Service) Urge(ctx context.Context, ticket int64, user string) (a Answer, err error) {
 	if user == "" || len(user) > 100 {
 		return a, ErrNoUser
@@ -109,7 +114,7 @@ func (s *Service) Urge(ctx context.Context, ticket int64, user string) (a Answer
 		return a, nil
 	}
 	key := dblock.Key{Space: "urging.ticket", ID: strconv.FormatInt(ticket, 10)}
-	err = s.locks.Do(ctx, key, nil, func(ctx context.Context, lock *dblock.Lock[pgx.Tx]) (err error) {
+	err = s.locks.Do(ctx, key, nil, func(ctx context.Context, lock *dblock.Lock[*sql.Tx]) (err error) {
 		var known bool
 		if a, known = s.seen.get(v); known {
 			return nil // the same user was before us in the queue
@@ -121,76 +126,74 @@ func (s *Service) Urge(ctx context.Context, ticket int64, user string) (a Answer
 }
 
 // write makes or joins the urge in one transaction, which calls nobody: the push is a job in the same commit.
-func (s *Service) write(ctx context.Context, lock *dblock.Lock[pgx.Tx], v visit) (a Answer, err error) {
-	var rest time.Duration
+func (s *Service) write(ctx context.Context, lock *dblock.Lock[*sql.Tx], v visit) (a Answer, err error) {
+	var micros int64 // the rest of the window
 	asked := s.seen.now()
-	err = pgx.BeginFunc(ctx, s.pool, func(tx pgx.Tx) error {
+	err = inTx(ctx, s.db, func(tx *sql.Tx) error {
 		if err := lock.FenceTx(ctx, tx); err != nil { // should the lock be lost on the way, the next one waits for this commit
 			return err
 		}
-		err := tx.QueryRow(ctx, sqlOpen, v.ticket).Scan(&a.Urge, &a.Next, &rest)
-		if errors.Is(err, pgx.ErrNoRows) {
+		err := tx.QueryRowContext(ctx, sqlOpen, v.ticket).Scan(&a.Urge, &a.Next, &micros)
+		if errors.Is(err, sql.ErrNoRows) {
 			a.Opened = true
-			err = s.raise(ctx, tx, v.ticket, &a, &rest)
+			err = raise(ctx, tx, v.ticket, &a, &micros)
 		}
 		if err != nil {
 			return err
 		}
-		joined, err := tx.Exec(ctx, sqlJoin, a.Urge, v.user)
-		a.Again = joined.RowsAffected() == 0
+		joined, err := tx.ExecContext(ctx, sqlJoin, a.Urge, v.user)
+		if err != nil {
+			return err
+		}
+		n, err := joined.RowsAffected()
+		a.Again = n == 0
 		return err
 	})
 	if err != nil {
 		return Answer{}, err
 	}
-	s.seen.put(v, a, asked, rest) // it is committed, and we have the lock still: who is next in the queue finds it
+	s.seen.put(v, a, asked, time.Duration(micros)*time.Microsecond) // it is committed, and we have the lock still: who is next in the queue finds it
 	return a, nil
 }
 
 // raise opens a window and enqueues the push.
-func (s *Service) raise(ctx context.Context, tx pgx.Tx, ticket int64, a *Answer, rest *time.Duration) error {
-	err := tx.QueryRow(ctx, sqlRaise, ticket).Scan(&a.Urge, &a.Next, rest)
-	if errors.Is(err, pgx.ErrNoRows) {
+func raise(ctx context.Context, tx *sql.Tx, ticket int64, a *Answer, micros *int64) error {
+	err := tx.QueryRowContext(ctx, sqlRaise, ticket).Scan(&a.Urge, &a.Next, micros)
+	if errors.Is(err, sql.ErrNoRows) {
 		return fmt.Errorf("%w: %d", ErrUnknownTicket, ticket)
 	}
 	if err != nil {
 		return err
 	}
-	_, err = s.jobs.InsertTx(ctx, tx, Push{Urge: a.Urge, Ticket: ticket}, nil)
-	return err
+	return riversql.InsertTx(ctx, tx, QueueSchema, Push{Urge: a.Urge, Ticket: ticket})
+}
+
+// inTx runs fn in a transaction.
+func inTx(ctx context.Context, db *sql.DB, fn func(tx *sql.Tx) error) error {
+	tx, err := db.BeginTx(ctx, nil)
+	if err != nil {
+		return err
+	}
+	if err := fn(tx); err != nil {
+		return errors.Join(err, tx.Rollback())
+	}
+	return tx.Commit()
 }
 
 // All is by the database's now(). The transaction begins when its caller has the ticket's lock, so this now() is
 // after everything that an earlier holder has written, unless somebody sets the clock back; then the window is found all the same, since it
 // has not ended.
 const (
-	sqlOpen = `SELECT id, ends_at, ends_at - now() FROM urging.urge WHERE ticket = $1 AND ends_at > now()`
+	sqlOpen = `
+SELECT id, ends_at, (extract(epoch FROM ends_at - now()) * 1000000)::bigint FROM urging.urge WHERE ticket = $1 AND ends_at > now()`
 
 	sqlRaise = `
 INSERT INTO urging.urge (ticket, opened_at, ends_at, latest_at)
 SELECT id, now(), now() + interval '15 minutes', now() FROM urging.ticket WHERE id = $1
-RETURNING id, ends_at, ends_at - now()`
+RETURNING id, ends_at, (extract(epoch FROM ends_at - now()) * 1000000)::bigint`
 
 	// The sub-record and the urge's latest time; no row for who is there already.
 	sqlJoin = `
 WITH joined AS (INSERT INTO urging.urger (urge, user_id, at) VALUES ($1, $2, now()) ON CONFLICT DO NOTHING RETURNING at)
 UPDATE urging.urge SET latest_at = greatest(latest_at, joined.at) FROM joined WHERE id = $1`
 )
-
-// Status is an urge, for whoever has the ticket.
-type Status struct {
-	Urge     int64     `json:"urge"`
-	State    State     `json:"state"`
-	OpenedAt time.Time `json:"opened_at"`
-	EndsAt   time.Time `json:"ends_at"`
-	LatestAt time.Time `json:"latest_at"`
-	Users    int       `json:"users"`
-}
-
-// Status reads the urges of a ticket, the latest first.
-func (s *Service) Status(ctx context.Context, ticket int64) ([]Status, error) {
-	rows, _ := s.pool.Query(ctx, `
-SELECT u.id, u.state, u.opened_at, u.ends_at, u.latest_at, (SELECT count(*) FROM urging.urger r WHERE r.urge = u.id)
-FROM urging.urge u WHERE u.ticket = $1 ORDER BY u.ends_at DESC LIMIT 100`, ticket)
-	return pgx.CollectRows(rows, pgx.RowToStructByPos[Status])
-}
