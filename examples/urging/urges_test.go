@@ -180,6 +180,27 @@ func TestOneUserAtOnce(t *testing.T) {
 	}
 }
 
+// An urge, its sub-record and its job are one commit: whichever of them is refused, none is there.
+func TestUrgeAndPushAreOneCommit(t *testing.T) {
+	t.Parallel()
+	d := newDesk(t, urges.Config{})
+	const count = `SELECT (SELECT count(*) FROM urging.urge) + (SELECT count(*) FROM urging.urger) + (SELECT count(*) FROM urging_queue.river_job)`
+	d.db.Exec(t, `CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RAISE EXCEPTION 'not now'; END $$`)
+	for _, table := range []string{"urging.urger", "urging_queue.river_job"} {
+		d.db.Exec(t, `CREATE TRIGGER refuse BEFORE INSERT ON `+table+` FOR EACH ROW EXECUTE FUNCTION refuse()`)
+		if _, err := d.Urge(t.Context(), d.ticket, "ann"); err == nil || !strings.Contains(err.Error(), "not now") {
+			t.Errorf("%s: got %v", table, err)
+		}
+		if n := d.db.Int(t, count); n != 0 {
+			t.Errorf("%s: %d rows are left of what was rolled back", table, n)
+		}
+		d.db.Exec(t, `DROP TRIGGER refuse ON `+table)
+	}
+	if a := d.urge(t, "ann"); a.Again || !a.Opened || d.db.Int(t, count) != 3 {
+		t.Errorf("after that: %+v", a)
+	}
+}
+
 // A pool that its locks could use up is refused.
 func TestPoolIsLargeEnough(t *testing.T) {
 	t.Parallel()
