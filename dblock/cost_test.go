@@ -53,22 +53,49 @@ func TestRoundTrips(t *testing.T) {
 		l = acquire(t, c, "1", &dblock.LockConfig{Shared: true})
 	})
 	release(t, l)
+}
+
+// What comes while a request is under way travels in the next one: two round trips for many keys, to take them and to give
+// them back, and one to prepare the statement for several.
+func TestKeysTravelTogether(t *testing.T) {
+	t.Parallel()
 	const n = 200
-	var held [n]*locked
-	trips("many at once", 1, n/4, func() {
+	all := func(fn func(i int)) (done func()) {
 		var wg sync.WaitGroup
 		for i := range n {
-			wg.Go(func() { held[i] = acquire(t, c, fmt.Sprint(i), nil) })
+			wg.Go(func() { fn(i) })
 		}
-		wg.Wait()
-	})
-	trips("and back", 1, n/4, func() {
-		var wg sync.WaitGroup
-		for i := range n {
-			wg.Go(func() { release(t, held[i]) })
-		}
-		wg.Wait()
-	})
+		return wg.Wait
+	}
+	for what, back := range map[string]bool{"taken": false, "given back": true} {
+		t.Run(what, func(t *testing.T) {
+			t.Parallel()
+			b, wire := wired(t)
+			c := b.client(t, quiet)
+			release(t, acquire(t, c, "0", nil))
+			var held [n]*locked
+			act := func(i int) { held[i] = acquire(t, c, fmt.Sprint(i), nil) }
+			if back {
+				all(act)()
+				act = func(i int) { release(t, held[i]) }
+			}
+			before := wire.Trips()
+			wire.HoldAfter(0)
+			done := all(act)
+			pgtest.Eventually(t, "all have come", func() bool {
+				asked, held := c.OnTheirWay()
+				return held == 0 && (back || asked == n)
+			})
+			wire.Release()
+			done()
+			if got := wire.Trips() - before; got != 3 {
+				t.Errorf("%d keys are %s in %d round trips", n, what, got)
+			}
+			if !back {
+				all(func(i int) { release(t, held[i]) })()
+			}
+		})
+	}
 }
 
 // Callers of one process hand a key over in memory: far less than a round trip for each.

@@ -42,6 +42,16 @@ func (c *Client[TX]) InLine(k Key) int {
 	return 0
 }
 
+// OnTheirWay is how many keys are being asked for, and how many are held and not being given back.
+func (c *Client[TX]) OnTheirWay() (asked, held int) {
+	c.engine.mu.Lock()
+	defer c.engine.mu.Unlock()
+	for _, s := range c.engine.sessions() {
+		asked, held = asked+s.asked, held+len(s.holds)
+	}
+	return asked, held
+}
+
 // SetHandOver changes for how long a lock is handed over in memory.
 func (c *Client[TX]) SetHandOver(d time.Duration) { c.engine.limits.handOver = d }
 
