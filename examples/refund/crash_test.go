@@ -94,7 +94,7 @@ func TestAcceptCrashesEverywhere(t *testing.T) {
 		}
 		defer pool.Close()
 		return accept(ctx, service, number)
-	}, counter{s.pool}.refunds, &idemtest.CrashConfig{Patience: 2 * time.Minute})
+	}, counter{s.pool}.refunds, &idemtest.CrashConfig{Patience: 2 * time.Minute, Parallel: 3})
 	if refunds := s.db.Int(t, `SELECT count(*) FROM shop.refund`); s.taken(t) != refunds {
 		t.Errorf("%d cents were taken off the purchase for %d refunds", s.taken(t), refunds)
 	}
@@ -182,5 +182,5 @@ func TestPayoutCrashesEverywhere(t *testing.T) {
 		}
 		return n, nil
 	}
-	idemtest.CrashEverywhere(t, s.db.URL, life, paid, &idemtest.CrashConfig{Patience: 2 * time.Minute})
+	idemtest.CrashEverywhere(t, s.db.URL, life, paid, &idemtest.CrashConfig{Patience: 2 * time.Minute, Parallel: 3})
 }

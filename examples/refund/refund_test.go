@@ -52,8 +52,9 @@ func small(t *testing.T, refunds int, faults bool) options {
 
 // The whole storm, smaller: everything is killed, cut, delivered again and misled by the
 // bank, and asked for again after 30 minutes and 30 days. Money leaves once for each refund.
+//
+//nolint:paralleltest // it takes a third of the server's connections
 func TestStorm(t *testing.T) {
-	t.Parallel()
 	_, g := newGround(t)
 	var out bytes.Buffer
 	if err := storming(patient(t), small(t, 120, true), g, &out); err != nil {
@@ -74,8 +75,9 @@ func TestStorm(t *testing.T) {
 }
 
 // The three wrong ways pay twice in the storm in which the right way pays once.
+//
+//nolint:paralleltest // it takes a third of the server's connections
 func TestTheBugShows(t *testing.T) {
-	t.Parallel()
 	_, g := newGround(t)
 	var out bytes.Buffer
 	if err := showTheBug(patient(t), small(t, 60, true), g, &out); err != nil {

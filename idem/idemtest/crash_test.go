@@ -182,7 +182,7 @@ func each(pool *pgxpool.Pool) func(ctx context.Context, id string) (int64, error
 // A payment in steps, at a bank that would pay twice. A process that is frozen is so for longer than its lease.
 func TestCrashEverywhereInSteps(t *testing.T) {
 	t.Parallel()
-	cfg := &idemtest.CrashConfig{Freeze: 1300 * time.Millisecond, Patience: patient.Patience, Parallel: 16}
+	cfg := &idemtest.CrashConfig{Freeze: 1300 * time.Millisecond, Patience: patient.Patience, Parallel: 10}
 	t.Run("at most once", func(t *testing.T) {
 		t.Parallel()
 		db, pool := newPayouts(t)
