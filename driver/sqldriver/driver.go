@@ -239,10 +239,11 @@ func (p poolQuerier) Run(ctx context.Context, s pg.Stmt) error {
 	if err != nil {
 		return unavailable(p.db, ctx, err)
 	}
-	defer func() { _ = conn.Close() }()
+	line := lineOf(conn).quiet()
 	tctx, cancel := context.WithTimeout(ctx, pg.NetTimeout(ctx))
 	defer cancel()
-	withoutCancel(conn, func() { err = querier{conn, lineOf(conn).quiet()}.Run(tctx, s) })
+	defer line.giveBack(tctx, conn)
+	withoutCancel(conn, func() { err = querier{conn, line}.Run(tctx, s) })
 	if err != nil && tctx.Err() != nil && ctx.Err() == nil && !pg.Rejected(err) {
 		return fmt.Errorf("%w: %v", os.ErrDeadlineExceeded, err) //nolint:errorlint // the caller's ctx has not ended
 	}
@@ -256,8 +257,9 @@ func (p poolQuerier) Query(ctx context.Context, sql string, args ...any) iter.Se
 			yield(nil, unavailable(p.db, ctx, err))
 			return
 		}
-		defer func() { _ = conn.Close() }()
-		withoutCancel(conn, func() { querier{conn, lineOf(conn).quiet()}.Query(ctx, sql, args...)(yield) })
+		line := lineOf(conn).quiet()
+		defer line.giveBack(ctx, conn)
+		withoutCancel(conn, func() { querier{conn, line}.Query(ctx, sql, args...)(yield) })
 	}
 }
 

@@ -84,6 +84,15 @@ func (l line) trip(ctx context.Context, fn func() error) error {
 	return fn()
 }
 
+// giveBack gives a connection back to its pool, or up if the end of ctx may have closed it, which the pool does not know of.
+func (l line) giveBack(ctx context.Context, conn *sql.Conn) {
+	if l.still && ctx.Err() != nil {
+		discard(conn)
+		return
+	}
+	_ = conn.Close()
+}
+
 // withoutCancel is [pgerr.WithoutCancel] where pgx is below.
 func withoutCancel(conn *sql.Conn, trip func()) {
 	var inner *pgx.Conn

@@ -15,7 +15,6 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
-	"net"
 	"net/url"
 	"os"
 	"strings"
@@ -206,9 +205,7 @@ func (db *DB) Adopt(t testing.TB, std *sql.DB) {
 		if !until(t, func() bool { return std.Stats().InUse == 0 }) {
 			t.Errorf("pgtest: %d connections of the pool are still in use", std.Stats().InUse)
 		}
-		if err := std.Close(); !errors.Is(err, net.ErrClosed) { // else one that sqldriver has closed under lib/pq when a ctx ended
-			must(t, err)
-		}
+		must(t, std.Close())
 	})
 }
 
