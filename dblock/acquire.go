@@ -68,8 +68,11 @@ func (l Locks[TX]) Release(ctx context.Context) error {
 
 // Do runs fn while it holds the lock, and releases it however fn ends. cfg may be nil. The ctx of fn is the lock's
 // ([Lock.Context]), and ends with Do's, too. It returns fn's error, joined with [ErrLost] if the lock was lost
-// before fn returned: then somebody else may have run meanwhile, whatever fn returned.
+// before fn returned: then somebody else may have run meanwhile, whatever fn returned. The rest is as with [Client.Acquire].
 func (c *Client[TX]) Do(ctx context.Context, key Key, cfg *LockConfig, fn func(ctx context.Context, lock *Lock[TX]) error) error {
+	if fn == nil {
+		return fmt.Errorf("dblock: do %s: nil function", key)
+	}
 	work, cancel := context.WithCancel(ctx) // the lock's ctx comes from it under the mutex, where the caller's may ask us
 	defer cancel()
 	lock, err := c.acquire(ctx, work, key, cfg, true)

@@ -60,31 +60,35 @@ func leaveUp(ctx context.Context, opt options, g *ground, out io.Writer) error {
 	return nil
 }
 
+// reply answers with status, or with what an error means.
+func reply(w http.ResponseWriter, status int, answer any, err error) {
+	switch {
+	case errors.Is(err, statemachine.ErrConflict), errors.Is(err, remit.ErrNothingToDecide), errors.Is(err, idem.ErrInFlight):
+		status = http.StatusConflict
+	case errors.Is(err, statemachine.ErrNotFound), errors.Is(err, pgx.ErrNoRows):
+		status = http.StatusNotFound
+	case err != nil:
+		status = http.StatusBadRequest
+	}
+	if err != nil {
+		answer = map[string]string{"error": err.Error()}
+	}
+	w.Header().Set("Content-Type", "application/json")
+	w.WriteHeader(status)
+	if status != http.StatusNoContent {
+		pretty := json.NewEncoder(w)
+		pretty.SetIndent("", "  ")
+		_ = pretty.Encode(answer)
+	}
+}
+
 // office is where people ask for things.
 func (s *storm) office() http.Handler {
 	mux := http.NewServeMux()
 	handle := func(pattern string, status int, do func(r *http.Request, id string) (any, error)) {
 		mux.HandleFunc(pattern, func(w http.ResponseWriter, r *http.Request) {
 			answer, err := do(r, r.PathValue("id"))
-			status := status
-			switch {
-			case errors.Is(err, statemachine.ErrConflict), errors.Is(err, remit.ErrNothingToDecide), errors.Is(err, idem.ErrInFlight):
-				status = http.StatusConflict
-			case errors.Is(err, statemachine.ErrNotFound), errors.Is(err, pgx.ErrNoRows):
-				status = http.StatusNotFound
-			case err != nil:
-				status = http.StatusBadRequest
-			}
-			if err != nil {
-				answer = map[string]string{"error": err.Error()}
-			}
-			w.Header().Set("Content-Type", "application/json")
-			w.WriteHeader(status)
-			if status != http.StatusNoContent {
-				pretty := json.NewEncoder(w)
-				pretty.SetIndent("", "  ")
-				_ = pretty.Encode(answer)
-			}
+			reply(w, status, answer, err)
 		})
 	}
 	handle("POST /remittances", http.StatusAccepted, func(r *http.Request, _ string) (any, error) {

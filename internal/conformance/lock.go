@@ -293,7 +293,10 @@ func lockDo[TX any](t *testing.T, c Client[TX]) {
 	wantErr(t, a.Do(l.ctx(), lockKey("1"), nil, func(ctx context.Context, lock *dblock.Lock[TX]) error {
 		_, err := a.TryAcquire(l.ctx(), lockKey("1"), nil)
 		wantErr(t, err, dblock.ErrNotAcquired)
-		wantErr(t, a.Do(ctx, lockKey("1"), nil, nil), dblock.ErrReentrant)
+		wantErr(t, a.Do(ctx, lockKey("1"), nil, func(context.Context, *dblock.Lock[TX]) error { return nil }), dblock.ErrReentrant)
+		if a.Do(l.ctx(), lockKey("2"), nil, nil) == nil {
+			t.Error("a nil function was called")
+		}
 		return errStop
 	}), errStop)
 	for _, leave := range []func(){func() { panic("of the caller") }, runtime.Goexit} {
