@@ -3,6 +3,7 @@
 package dblock_test
 
 import (
+	"context"
 	"fmt"
 	"math"
 	"sync"
@@ -107,5 +108,36 @@ func TestWaitsFromBeforeTheCapAreCut(t *testing.T) {
 	release(t, held[0])
 	release(t, held[2])
 	release(t, second)
+	wg.Wait()
+}
+
+// Connections of one database are made ready one by one. Who has to wait for that waits for as long as for a server that is
+// slow, however short the waits for keys are.
+func TestConnectingWaitsForOthers(t *testing.T) {
+	t.Parallel()
+	b := newBench(t)
+	c := b.client(t, nil)
+	c.SetLimits(1000, time.Millisecond, time.Millisecond)
+	held := acquire(t, b.client(t, nil), "1", nil)
+	_, gate, _ := dblock.Join()
+	tx, err := b.pool.Begin(within(t))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = tx.Rollback(context.WithoutCancel(t.Context())) }()
+	if _, err := tx.Exec(within(t), `SELECT pg_advisory_xact_lock($1)`, gate); err != nil {
+		t.Fatal(err)
+	}
+	var wg sync.WaitGroup
+	wg.Go(func() { release(t, acquire(t, c, "1", nil)) })
+	pgtest.Eventually(t, "it has waited for longer than for a key", func() bool {
+		return b.Int(t, `SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND NOT granted
+			AND database = (SELECT oid FROM pg_database WHERE datname = current_database())
+			AND waitstart < clock_timestamp() - interval '50 ms'`) == 1
+	})
+	if err := tx.Rollback(within(t)); err != nil {
+		t.Error(err)
+	}
+	release(t, held)
 	wg.Wait()
 }

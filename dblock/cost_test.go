@@ -55,8 +55,8 @@ func TestRoundTrips(t *testing.T) {
 	release(t, l)
 }
 
-// What comes while a request is under way travels in the next one: two round trips for many keys, to take them and to give
-// them back, and one to prepare the statement for several.
+// What comes while a request is under way travels in the next one: at most two round trips for many keys, to take them and to
+// give them back, and one to prepare the statement for several. All of them may have come before the first was sent.
 func TestKeysTravelTogether(t *testing.T) {
 	t.Parallel()
 	const n = 200
@@ -88,7 +88,7 @@ func TestKeysTravelTogether(t *testing.T) {
 			})
 			wire.Release()
 			done()
-			if got := wire.Trips() - before; got != 3 {
+			if got := wire.Trips() - before; got > 3 {
 				t.Errorf("%d keys are %s in %d round trips", n, what, got)
 			}
 			if !back {

@@ -35,7 +35,7 @@ type session struct {
 	halt    chan struct{} // somebody asks the server to cancel that wait, and closes it then; else nil
 	sent    time.Duration // when the last request that was answered was sent
 	begun   time.Duration // when the leader began with the batch under way
-	slice   time.Duration // its lock_timeout
+	slice   time.Duration // its lock_timeout; of full length while it connects, where one waits for others that do
 	timer   *time.Timer
 	watched int32 // by the engine's watch, under this number
 	hungup  bool  // the server has closed the connection while we waited on it
@@ -67,7 +67,7 @@ func (e *engine) connect(ctx context.Context, waiter bool) (*session, error) {
 	if err != nil {
 		return nil, unavailable(err)
 	}
-	s := &session{engine: e, conn: conn, waiter: waiter, holds: map[*hold]struct{}{}, slice: e.limits.slice}
+	s := &session{engine: e, conn: conn, waiter: waiter, holds: map[*hold]struct{}{}, slice: defaultLimits.slice}
 	s.alone = rand.Int64() //nolint:gosec // it has to be unused, not secret
 	if err := s.prepare(ctx); err != nil {
 		_ = conn.Close(ctx)
@@ -93,7 +93,7 @@ func (s *session) prepare(ctx context.Context) error {
 	var found int64
 	err = s.conn.RunAll(ctx,
 		pg.Stmt{SQL: sqlSettings, Args: []any{millis(cfg.TTL), millis(s.slice), name.String()}},
-		serverSettings(cfg.TTL, s.engine.limits.slice),
+		serverSettings(cfg.TTL, s.slice),
 		pg.Stmt{SQL: s.engine.sql.epoch, Dest: []any{&s.epoch}, Rows: &found},
 		pg.Stmt{SQL: sqlAlive, Args: []any{s.alone}, Dest: []any{&alone}})
 	if err != nil {
