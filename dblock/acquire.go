@@ -31,7 +31,7 @@ func (c *Client[TX]) TryAcquire(ctx context.Context, key Key, cfg *LockConfig) (
 // AcquireAll acquires several locks, all or none, as [Client.Acquire] does each, in an order that is the same for
 // all callers, so that they cannot deadlock with each other. The locks come in the order of the keys. A key that
 // is named twice is refused ([ErrInvalidKey]).
-func (c *Client[TX]) AcquireAll(ctx context.Context, keys []Key, cfg *LockConfig) (Locks[TX], error) {
+func (c *Client[TX]) AcquireAll(ctx context.Context, keys []Key, cfg *LockConfig) (_ Locks[TX], err error) {
 	order := make([]int, len(keys))
 	for i := range order {
 		order[i] = i
@@ -42,15 +42,19 @@ func (c *Client[TX]) AcquireAll(ctx context.Context, keys []Key, cfg *LockConfig
 			return nil, fmt.Errorf("dblock: acquire all: %w", &KeyError{Part: "key", Reason: "is named twice: " + keys[order[i]].String()})
 		}
 	}
-	locks := make(Locks[TX], len(keys))
-	for _, i := range order {
-		lock, err := c.Acquire(ctx, keys[i], cfg)
-		if err != nil {
+	locks, all := make(Locks[TX], len(keys)), false
+	defer func() {
+		if !all { // also when Observe panics
 			locks = slices.DeleteFunc(locks, func(l *Lock[TX]) bool { return l == nil })
-			return nil, errors.Join(err, locks.Release(ctx))
+			err = errors.Join(err, locks.Release(ctx))
 		}
-		locks[i] = lock
+	}()
+	for _, i := range order {
+		if locks[i], err = c.Acquire(ctx, keys[i], cfg); err != nil {
+			return nil, err
+		}
 	}
+	all = true
 	return locks, nil
 }
 
@@ -58,12 +62,12 @@ func (c *Client[TX]) AcquireAll(ctx context.Context, keys []Key, cfg *LockConfig
 type Locks[TX any] []*Lock[TX]
 
 // Release releases them all, as [Lock.Release] does each.
-func (l Locks[TX]) Release(ctx context.Context) error {
-	errs := make([]error, len(l))
-	for i, lock := range l {
-		errs[i] = lock.Release(ctx)
+func (l Locks[TX]) Release(ctx context.Context) (err error) {
+	if len(l) == 0 {
+		return nil
 	}
-	return errors.Join(errs...)
+	defer func() { err = errors.Join(err, l[1:].Release(ctx)) }() // also when Observe panics
+	return l[0].Release(ctx)
 }
 
 // Do runs fn while it holds the lock, and releases it however fn ends. cfg may be nil. The ctx of fn is the lock's
@@ -123,11 +127,11 @@ func (e *engine) acquire(ctx context.Context, r *request) (*tenure, error) {
 		return nil, ErrReentrant
 	}
 	r.began = e.now()
-	err := e.enter(r)
-	e.unlockAs(ctx.Done() == nil) // or he could not leave when ctx ends
-	if err != nil {
+	if err := e.enter(r); err != nil {
+		e.unlock()
 		return nil, err
 	}
+	e.unlockFor(r, ctx.Done() == nil) // or he could not leave when ctx ends
 	select {
 	case <-r.rung:
 		return r.tenure, r.err
@@ -136,21 +140,43 @@ func (e *engine) acquire(ctx context.Context, r *request) (*tenure, error) {
 	}
 }
 
-// giveUp takes a request back. A lock that was granted in this moment is given back, for others to have.
+// unlockFor is unlockAs for the caller of a request. If Observe panics there, he never sees the answer: should he recover, he has no
+// lock and waits for none.
+func (e *engine) unlockFor(r *request, leader bool) {
+	told := false
+	defer func() {
+		if !told {
+			e.mu.Lock()
+			defer e.unlock()
+			e.withdraw(r, errGoneCaller)
+		}
+	}()
+	e.unlockAs(leader)
+	told = true
+}
+
+var errGoneCaller = fmt.Errorf("%w: its caller's goroutine has panicked or ended", ErrNotAcquired)
+
+// giveUp takes a request back whose ctx has ended.
 func (e *engine) giveUp(ctx context.Context, r *request) error {
 	err := fmt.Errorf("%w: %w", ErrNotAcquired, context.Cause(ctx)) // without the mutex: a ctx made of a lock's asks us
 	e.mu.Lock()
 	defer e.unlock()
-	if r.answered() {
-		if t := r.tenure; t != nil && t.check() == nil {
-			t.leave()
-		}
-		return err
-	}
-	if en := e.entries[r.number]; en != nil && slices.Contains(e.parked, en) {
+	if en := e.entries[r.number]; en != nil && !r.answered() && slices.Contains(e.parked, en) {
 		err = fmt.Errorf("%w: all %d connections for waiting are in use (Config.MaxWaiters): %w", ErrCapacity, e.cfg.MaxWaiters, err)
 	}
-	e.leave(r)
-	e.tell(Event{Kind: Refused, Key: r.key, Err: err}, r.began)
+	e.withdraw(r, err)
 	return err
+}
+
+// withdraw takes a request back that nobody wants any more. A lock that was granted in this moment is given back, for others to have.
+func (e *engine) withdraw(r *request, err error) {
+	if !r.answered() {
+		e.leave(r)
+		e.tell(Event{Kind: Refused, Key: r.key, Err: err}, r.began)
+		return
+	}
+	if t := r.tenure; t != nil && t.check() == nil {
+		t.leave()
+	}
 }

@@ -136,9 +136,8 @@ func (s *session) lead(caller bool) {
 		batch := s.queue[:n:n]
 		s.queue = s.queue[n:]
 		s.begun = e.now()
-		e.unlock()
-		a := s.ask(batch)
-		e.mu.Lock()
+		var a *answers
+		e.without(func() { a = s.ask(batch) })
 		s.finish(batch, a)
 	}
 	s.leading = false

@@ -49,7 +49,8 @@ type Config struct {
 	Holder string
 
 	// Observe is told what becomes of locks, for metrics and traces. It must be quick, and must not
-	// call the client. Defaults to nothing.
+	// call the client. It is called by the goroutines of callers and of the client. A panic of it ends the program, unless it comes out of
+	// a verb whose caller recovers: then what that verb would have acquired is given back. Defaults to nothing.
 	Observe func(Event)
 
 	// Logger gets a line for what deserves a look: losses, overruns and leaks. Defaults to discarding.

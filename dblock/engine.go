@@ -120,6 +120,14 @@ func (e *engine) unlockAs(leader bool) {
 	}
 }
 
+// without lets go of the mutex while fn runs. It is taken again also when Observe panics on the way: a deferred unlock of a
+// mutex that nobody has would end the process in another way.
+func (e *engine) without(fn func()) {
+	defer e.mu.Lock()
+	e.unlock()
+	fn()
+}
+
 func leadAll(led []*session, caller bool) {
 	for i, s := range led {
 		if caller && i == len(led)-1 {
@@ -170,8 +178,10 @@ func (e *engine) close(ctx context.Context) error {
 		e.kind.shutdown()
 		e.end() // dials end; sessions end on a ctx of their own
 	}
-	e.unlock()
-	e.watch.close() // without the mutex, which its goroutine may be waiting for
+	func() {
+		defer e.watch.close() // without the mutex, which its goroutine may be waiting for
+		e.unlock()
+	}()
 	done := make(chan struct{})
 	go func() {
 		e.wg.Wait()

@@ -58,30 +58,3 @@ func TestReleaseDoesNotWaitForWhoJoins(t *testing.T) {
 		}
 	})
 }
-
-// Observe panics in a goroutine of the caller's, who recovers. What others have asked for in that moment is sent all the same.
-func TestPanicOfAnObserver(t *testing.T) {
-	t.Parallel()
-	synctest.Test(t, func(t *testing.T) {
-		c, _ := fakeClientOf(t, &Config{Observe: func(ev Event) {
-			if ev.Kind == Released {
-				panic("of the caller's code")
-			}
-		}})
-		defer end(t, c)
-		for _, id := range []string{"1", "2"} {
-			l, err := c.Acquire(t.Context(), Key{"order", id}, nil)
-			if err != nil {
-				t.Fatal(err)
-			}
-			func() {
-				defer func() { _ = recover() }()
-				t.Errorf("no panic: %v", l.Release(t.Context()))
-			}()
-		}
-		synctest.Wait()
-		if used, entries := c.Used(); used != 0 || entries != 0 {
-			t.Errorf("%d locks and %d keys are still counted", used, entries)
-		}
-	})
-}
