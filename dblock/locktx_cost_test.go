@@ -176,6 +176,56 @@ func TestCostInTheCallersTransactionOnDatabaseSQL(t *testing.T) {
 	}
 }
 
+// A lock on a row is written to the row: it costs WAL, and two transaction numbers, one of them the savepoint's, so that COMMIT has
+// something to flush. A lock on a key costs none of it.
+func TestWALOfLocksInTheCallersTransaction(t *testing.T) {
+	t.Parallel()
+	pool := pgtest.Quiet(t)
+	if _, err := pool.Exec(t.Context(), `CREATE TABLE account (id bigint PRIMARY KEY); INSERT INTO account SELECT generate_series(1, 10)`); err != nil {
+		t.Fatal(err)
+	}
+	c := txClient(t, pool)
+	lockRows := func(mode RowMode, keys ...int64) func(pgx.Tx) error {
+		return func(tx pgx.Tx) error {
+			_, err := LockRowsTx(t.Context(), c, tx, Table{Name: "account"}, keys, &RowsConfig{Mode: mode})
+			return err
+		}
+	}
+	lockTx := func(cfg *TxConfig) func(pgx.Tx) error {
+		return func(tx pgx.Tx) error { return c.LockTx(t.Context(), tx, Key{"account", "1"}, cfg) }
+	}
+	for _, tc := range []struct {
+		what        string
+		call        func(pgx.Tx) error
+		least, most int64 // bytes of WAL, with those of COMMIT
+		xids        int64
+	}{
+		{"LockTx", lockTx(nil), 0, 0, 0},
+		{"LockTx, shared", lockTx(&TxConfig{Shared: true}), 0, 0, 0},
+		{"LockRowsTx of one row", lockRows(ForNoKeyUpdate, 1), 56, 120, 2},
+		{"LockRowsTx of one row, shared", lockRows(ForShare, 1), 56, 120, 2},
+		{"LockRowsTx of ten rows", lockRows(ForNoKeyUpdate, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10), 560, 660, 2},
+	} {
+		commit := func() {
+			tx, err := pool.Begin(t.Context())
+			if err != nil {
+				t.Fatal(err)
+			}
+			if err := errors.Join(tc.call(tx), tx.Commit(t.Context())); err != nil {
+				t.Errorf("%s: %v", tc.what, err)
+			}
+		}
+		commit() // what the first call of a server writes beside it
+		wal, xids := pgtest.WAL(t, pool), pgtest.XIDs(t, pool)
+		commit()
+		wal, xids = pgtest.WAL(t, pool)-wal, pgtest.XIDs(t, pool)-xids
+		t.Logf("%s: %d bytes of WAL", tc.what, wal)
+		if wal < tc.least || wal > tc.most || xids != tc.xids {
+			t.Errorf("%s: %d bytes of WAL and %d transaction numbers, want %d to %d and %d", tc.what, wal, xids, tc.least, tc.most, tc.xids)
+		}
+	}
+}
+
 func wantNotAcquired(err error) error {
 	if errors.Is(err, ErrNotAcquired) {
 		return nil
