@@ -2,6 +2,7 @@ package dblock
 
 import (
 	"context"
+	"math/rand/v2"
 	"sync"
 	"time"
 
@@ -24,6 +25,7 @@ type engine struct {
 	wg     sync.WaitGroup // of all its goroutines
 	watch  *watch
 	number func(Key) int64
+	jitter func(time.Duration) time.Duration // less than it is given, at random
 
 	gate, members int64 // the locks of sqlJoin
 
@@ -71,6 +73,7 @@ func newEngine(ctx context.Context, db func(context.Context) (pg.Session, error)
 	e := &engine{
 		cfg: cfg, db: db, limits: defaultLimits, began: time.Now(), entries: map[int64]*entry{},
 		number: func(k Key) int64 { return k.number(cfg.Schema) },
+		jitter: rand.N[time.Duration], //nolint:gosec // not secret
 		gate:   pg.LockNumber("pgonce.dblock.gate", cfg.Schema), members: pg.LockNumber("pgonce.dblock.members", cfg.Schema),
 		sql: statements{
 			epoch: pg.In(cfg.Schema, sqlEpoch), newEpoch: pg.In(cfg.Schema, sqlNewEpoch), join: pg.In(cfg.Schema, sqlJoin),

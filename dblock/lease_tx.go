@@ -88,7 +88,7 @@ func (l *leases) awaitTx(ctx context.Context, t txLock) error {
 		}
 		cancel()
 		if errors.Is(err, ErrNotAcquired) {
-			err = sleep(ctx, pause, busy)
+			err = sleep(ctx, l.nextLook(pause, busy))
 		}
 	}
 	tctx, cancel = pg.TripContext(ctx)
@@ -100,10 +100,7 @@ func (l *leases) awaitTx(ctx context.Context, t txLock) error {
 }
 
 // sleep waits until it is time to look again, or ctx ends.
-func sleep(ctx context.Context, pause, busy time.Duration) error {
-	if busy > 0 {
-		pause = min(pause, busy)
-	}
+func sleep(ctx context.Context, pause time.Duration) error {
 	timer := time.NewTimer(pause)
 	defer timer.Stop()
 	select {

@@ -1,15 +1,13 @@
 package dblock
 
-import (
-	"math/rand/v2"
-	"time"
-)
+import "time"
 
 // The pause between two questions of a process that waits for a key. There is one who asks for a key in a process, on behalf
 // of all in its line. Asking costs an index look-up and writes nothing.
 const (
 	firstPause = 5 * time.Millisecond
 	lastPause  = 250 * time.Millisecond
+	spread     = 50 * time.Millisecond // over which those who know when a lease ends ask for it
 )
 
 // try asks for the key once.
@@ -91,14 +89,19 @@ func (l *leases) poll(en *entry) {
 	}
 }
 
-// pause waits before the next question, not longer than the lease of the one who has the key lasts. It reports whether
-// anybody still wants the key.
-func (l *leases) pause(en *entry, pause, busy time.Duration) bool {
-	pause = pause/2 + rand.N(pause/2) //nolint:gosec // jitter
+// nextLook is how long to wait before the next question: not much longer than the lease of the one who has the key lasts. Its end is
+// the same instant for all processes that wait, so they do not ask in it, but each a little later.
+func (e *engine) nextLook(pause, busy time.Duration) time.Duration {
+	pause = pause/2 + e.jitter(pause/2)
 	if busy > 0 {
-		pause = min(pause, busy)
+		pause = min(pause, busy+e.jitter(spread))
 	}
-	timer := time.NewTimer(pause)
+	return pause
+}
+
+// pause waits before the next question. It reports whether anybody still wants the key.
+func (l *leases) pause(en *entry, pause, busy time.Duration) bool {
+	timer := time.NewTimer(l.nextLook(pause, busy))
 	defer timer.Stop()
 	select {
 	case <-timer.C:

@@ -1,7 +1,6 @@
 package dblock
 
 import (
-	"math/rand/v2"
 	"slices"
 	"time"
 )
@@ -44,7 +43,7 @@ func (e *engine) unparkNext() {
 // poll asks for all parked keys now and then, in one request.
 func (e *engine) poll() {
 	for {
-		pause := time.NewTimer(5*time.Millisecond + rand.N(15*time.Millisecond)) //nolint:gosec // jitter
+		pause := time.NewTimer(5*time.Millisecond + e.jitter(15*time.Millisecond))
 		select {
 		case <-pause.C:
 		case <-e.ctx.Done():
