@@ -41,6 +41,13 @@ type Config struct {
 	// MaxWaiters is how many connections may be used to wait for locks that other processes hold, and
 	// to hold those that were waited for. More keys than that are asked for in turn. Defaults to 8. Leases
 	// use none.
+	//
+	// With them a client of [New] has one connection for each 1,000 locks that it holds, and two at least if it shares locks: with a MaxLocks
+	// of up to 2,000 at most 2 + 8 by default. It opens them when they are needed, keeps one for good, and closes the others after a third of the TTL without use.
+	// On pgx they come from nobody's pool: the server's max_connections must have room. On database/sql they
+	// are taken out of the pool, and SetMaxOpenConns has to leave as many as your own work needs while it holds locks and
+	// waits for others. Otherwise those who wait for locks have the connections that the holders wait for. A
+	// client that gets no connection within 15 seconds says so: [ErrUnavailable].
 	MaxWaiters int
 
 	// Holder names this process to who asks for the holder of a lock ([Client.Inspect]): 1 to 63 bytes of

@@ -4,8 +4,10 @@ package dblock_test
 
 import (
 	"context"
+	"database/sql"
 	"errors"
 	"fmt"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -14,7 +16,9 @@ import (
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgxpool"
 	"github.com/pgonce/pgonce/dblock"
+	"github.com/pgonce/pgonce/driver/sqldriver"
 	"github.com/pgonce/pgonce/internal/localpg"
+	"github.com/pgonce/pgonce/internal/pg"
 	"github.com/pgonce/pgonce/internal/pgtest"
 	"github.com/pgonce/pgonce/migrations"
 )
@@ -181,4 +185,72 @@ func TestCapacityOfTheServer(t *testing.T) {
 		t.Errorf("%d locks are left on the server, want those that say the session is alive, which are two", left)
 	}
 	release(t, acquire(t, c, "again", nil))
+}
+
+// On database/sql the client's connections are the pool's. Where that has too few, callers are told what to do, in the time that a
+// connection may take; nobody waits for ever, and nothing is left behind.
+func TestPoolOfTooFewConnections(t *testing.T) {
+	t.Parallel()
+	b := newBench(t)
+	pool := func(conns int) *sql.DB {
+		db := b.SQLConfig(t, b.Config(t).ConnConfig)
+		db.SetMaxOpenConns(conns)
+		return db
+	}
+	ctx := pg.WithNetTimeout(t.Context(), 10*time.Second) // instead of 15
+	want := func(what string, err error, conns int) {
+		if !errors.Is(err, dblock.ErrUnavailable) || !strings.Contains(err.Error(), fmt.Sprintf("all %d connections of the pool are in use: raise SetMaxOpenConns", conns)) {
+			t.Errorf("%s: %v", what, err)
+		}
+	}
+	var wg sync.WaitGroup
+	defer wg.Wait()
+	one := pool(1)
+	wg.Go(func() {
+		_, err := dblock.New(ctx, sqldriver.New(one), nil)
+		want("New with one connection", err, 1)
+		if n := one.Stats().InUse; n != 0 {
+			t.Errorf("%d connections are in use after New has failed", n)
+		}
+	})
+
+	two := pool(2)
+	c, err := dblock.New(ctx, sqldriver.New(two), &dblock.Config{TTL: time.Hour})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() {
+		if err := c.Close(context.WithoutCancel(t.Context())); err != nil {
+			t.Error(err)
+		}
+	}()
+	other := acquire(t, b.client(t, nil), "1", nil)
+	mine, err := two.Conn(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, err = c.Acquire(within(t), key("1"), nil)
+	want("Acquire of a held key", err, 2)
+	if l, err := c.Acquire(within(t), key("2"), nil); err != nil { // which needs no other connection
+		t.Error(err)
+	} else if err := l.Release(t.Context()); err != nil {
+		t.Error(err)
+	}
+
+	if err := mine.Close(); err != nil {
+		t.Fatal(err)
+	}
+	won := make(chan error, 1)
+	go func() {
+		l, err := c.Acquire(within(t), key("1"), nil)
+		if err == nil {
+			err = l.Release(t.Context())
+		}
+		won <- err
+	}()
+	waiting(t, b, 1)
+	release(t, other)
+	if err := <-won; err != nil {
+		t.Error(err)
+	}
 }
