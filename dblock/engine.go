@@ -73,7 +73,7 @@ func newEngine(ctx context.Context, db func(context.Context) (pg.Session, error)
 	e := &engine{
 		cfg: cfg, db: db, limits: defaultLimits, began: time.Now(), entries: map[int64]*entry{},
 		number: func(k Key) int64 { return k.number(cfg.Schema) },
-		jitter: rand.N[time.Duration], //nolint:gosec // not secret
+		jitter: rand.N[time.Duration],
 		gate:   pg.LockNumber("pgonce.dblock.gate", cfg.Schema), members: pg.LockNumber("pgonce.dblock.members", cfg.Schema),
 		sql: statements{
 			epoch: pg.In(cfg.Schema, sqlEpoch), newEpoch: pg.In(cfg.Schema, sqlNewEpoch), join: pg.In(cfg.Schema, sqlJoin),

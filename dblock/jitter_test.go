@@ -52,7 +52,7 @@ func process(t *testing.T, n uint64) *leases {
 			t.Error(err)
 		}
 	})
-	random := rand.New(rand.NewPCG(n, 33)) //nolint:gosec // not secret
+	random := rand.New(rand.NewPCG(n, 33))
 	c.engine.jitter = func(d time.Duration) time.Duration { return time.Duration(random.Int64N(int64(d))) }
 	return &leases{engine: c.engine, held: map[int64]*lease{}, remains: map[int64]row{}}
 }
@@ -133,7 +133,7 @@ func TestHeartbeatsOfLeasesDoNotComeTogether(t *testing.T) {
 		for n := range uint64(herd) {
 			l := process(t, n)
 			l.pool = beats
-			held := &lease{of: l, row: row{"order", "1", rand.Int64()}, timer: time.NewTimer(time.Hour), hold: &hold{}} //nolint:gosec // not secret
+			held := &lease{of: l, row: row{"order", "1", rand.Int64()}, timer: time.NewTimer(time.Hour), hold: &hold{}}
 			l.mu.Lock()
 			l.held[held.row.Nonce] = held
 			l.startBeat()

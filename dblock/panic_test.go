@@ -193,7 +193,7 @@ func TestPanicOfAnObserverInAGoroutine(t *testing.T) {
 	t.Parallel()
 	const child = "DBLOCK_OBSERVER_PANICS"
 	if os.Getenv(child) == "" {
-		cmd := exec.CommandContext(t.Context(), os.Args[0], "-test.run=^"+t.Name()+"$", "-test.v") //nolint:gosec // this program
+		cmd := exec.CommandContext(t.Context(), os.Args[0], "-test.run=^"+t.Name()+"$", "-test.v")
 		cmd.Env = append(os.Environ(), child+"=1")
 		out, err := cmd.CombinedOutput()
 		if text := string(out); err == nil || !strings.Contains(text, "panic: of the observer") || strings.Contains(text, "fatal error") {
