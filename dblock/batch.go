@@ -226,7 +226,7 @@ func (a *answers) run(stmts ...pg.Stmt) {
 func (a *answers) takeOne(o *op) {
 	var got int64
 	a.run(pg.Stmt{
-		SQL: a.session.engine.sql.takeOne, Args: []any{o.number, o.number ^ companionExclusive, o.number ^ companionShared}, Dest: []any{&got},
+		SQL: a.session.engine.sql.takeOne, Args: []any{o.number, o.number ^ companionMask(false)}, Dest: []any{&got},
 	})
 	o.got, o.sequence = int(min(got, 1)), max(got, 0)
 }
@@ -286,11 +286,8 @@ func (y *saying) keys(batch []*op, kind opKind) string {
 func (y *saying) stmt(sql string, kind opKind, keys string) pg.Stmt {
 	st := pg.Stmt{SQL: sql, Args: []any{keys}, Dest: []any{&y.ones, &y.others}}
 	if kind.takes() {
-		st.Args = append(st.Args, int64(companionExclusive))
+		st.Args = append(st.Args, companionMask(kind == opTakeShared))
 		st.Dest = append(st.Dest, &y.sequence)
-	}
-	if kind == opTake {
-		st.Args = append(st.Args, int64(companionShared))
 	}
 	return st
 }
@@ -353,7 +350,7 @@ func (a *answers) settle(batch []*op) {
 
 // withCompanions is a key's number with those of its companions.
 func withCompanions(number int64) []int64 {
-	return []int64{number, number ^ companionExclusive, number ^ companionShared}
+	return []int64{number, number ^ companionAny, number ^ companionExclusive}
 }
 
 // settle gives back whatever the session holds of some numbers. The mutex is not held.

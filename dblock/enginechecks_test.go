@@ -122,7 +122,7 @@ func (m *model) counts(t *rapid.T) {
 		for _, w := range l.queue {
 			want += btoi(w.session.alone != 0)
 		}
-		for _, mask := range []int64{companionExclusive, companionShared} {
+		for _, mask := range []int64{companionExclusive, companionAny} {
 			for s := range m.server.lock(e.number(k) ^ mask).held {
 				if s.alone != 0 {
 					t.Fatalf("a companion of %s was left behind", k.ID)
@@ -166,7 +166,7 @@ func (m *model) free(k Key, shared bool) bool {
 		}
 	}
 	for _, f := range m.foreign {
-		if f.number == n && (!shared || !f.shared || f.queued != nil) || f.number == n^companionExclusive || f.number == n^companionShared {
+		if f.number == n && (!shared || !f.shared || f.queued != nil) || f.number == n^companionExclusive || f.number == n^companionAny && !shared {
 			return false
 		}
 	}

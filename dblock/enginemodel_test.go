@@ -158,15 +158,18 @@ func holds(c *caller) bool { return c.lock != nil }
 // Foreign takes a key as another process would, or the companion of one as its fenced transaction would.
 func (m *model) Foreign(t *rapid.T) {
 	f := foreign{number: m.client.engine.number(drawKey(t)), shared: rapid.Bool().Draw(t, "shared")}
-	switch rapid.IntRange(0, 3).Draw(t, "companion") {
-	case 0:
-		f.number, f.shared = f.number^companionExclusive, true
-	case 1:
-		f.number, f.shared = f.number^companionShared, true
-	}
 	m.server.mu.Lock()
 	defer m.server.mu.Unlock()
 	f.session = m.server.open()
+	switch rapid.IntRange(0, 3).Draw(t, "companion") {
+	case 0:
+		if !m.server.lock(f.number^companionAny).try(f.session, true) {
+			break // a fence never waits
+		}
+		f.number, f.shared = f.number^companionExclusive, true
+	case 1:
+		f.number, f.shared = f.number^companionAny, true
+	}
 	if l := m.server.lock(f.number); !l.try(f.session, f.shared) {
 		f.queued = &serverWait{f.session, f.shared, make(chan error, 1)}
 		l.queue = append(l.queue, f.queued)

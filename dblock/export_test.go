@@ -29,7 +29,7 @@ func (c *Client[TX]) Used() (locks, keys int) {
 // The masks of a lock's companions.
 const (
 	CompanionExclusive = companionExclusive
-	CompanionShared    = companionShared
+	CompanionAny       = companionAny
 )
 
 // InLine is how many callers of this process wait for the key.

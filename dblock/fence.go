@@ -53,11 +53,12 @@ func (t *tenure) fence(ctx context.Context, tx pg.Querier) error {
 
 // fence reports whether the session has its locks still, and keeps successors out if it has.
 func (s *session) fence(ctx context.Context, tx pg.Querier, t *tenure) (held bool, err error) {
-	companion := t.hold.entry.number ^ companionExclusive
-	if t.shared {
-		companion = t.hold.entry.number ^ companionShared
+	n := t.hold.entry.number
+	all, those := n^companionAny, n^companionExclusive
+	if t.shared { // it holds up no shared ones
+		those = all
 	}
 	var verdict string
-	err = tx.Run(ctx, pg.Stmt{SQL: sqlFence, Args: []any{companion, s.alone}, Dest: []any{&verdict}})
+	err = tx.Run(ctx, pg.Stmt{SQL: sqlFence, Args: []any{all, those, s.alone}, Dest: []any{&verdict}})
 	return verdict == "ok", err
 }

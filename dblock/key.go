@@ -46,9 +46,18 @@ func (k Key) number(schema string) int64 {
 	return pg.LockNumber("pgonce.dblock", schema, k.Space, k.ID)
 }
 
-// The companions of a lock, by which a transaction that is fenced holds its successors up: one for
-// exclusive tenures, one for shared ones. Frozen, as the number is.
+// The companions of a lock, by which a transaction that is fenced holds its successors up. One is held by all that are
+// fenced, and an exclusive successor must find it free; the other one by those of exclusive tenures only, for shared
+// successors. So whoever takes a lock looks at one, which is done much more often than fencing. Frozen, as the number is.
 const (
+	companionAny       = 0x3b67ae8584caa73b
 	companionExclusive = 0x6a09e667f3bcc908
-	companionShared    = 0x3b67ae8584caa73b
 )
+
+// companionMask is that of the companion which whoever takes a lock must find free.
+func companionMask(shared bool) int64 {
+	if shared {
+		return companionExclusive
+	}
+	return companionAny
+}

@@ -277,13 +277,12 @@ func (s *lockSession) run(st pg.Stmt) error {
 			s.drop(n)
 		}
 	case sqlOwn:
-		n, shared := st.Args[0].(int64), st.Args[1].(bool)
-		busy, sequence := s.busy(n, shared), int64(0)
-		if busy == 0 {
+		free, sequence := s.free(st.Args[0].(int64)), int64(0)
+		if free {
 			v.sequence++
 			sequence = v.sequence
 		}
-		*st.Dest[0].(*int64), *st.Dest[1].(*int64) = busy, sequence
+		*st.Dest[0].(*bool), *st.Dest[1].(*int64) = free, sequence
 	default:
 		return fmt.Errorf("the model does not know %s", st.SQL)
 	}
@@ -297,30 +296,21 @@ func (s *lockSession) drop(n int64) {
 	}
 }
 
-// busy is the companion's mask that keeps the key from being had, or 0.
-func (s *lockSession) busy(n int64, shared bool) int64 {
-	v := s.server
-	for _, mask := range []int64{companionExclusive, companionShared} {
-		if shared && mask == companionShared {
-			continue
-		}
-		if !v.lock(n^mask).try(s, false) {
-			return mask
-		}
-		v.unlock(s, n^mask, false)
-	}
-	return 0
+// free reports whether nobody has a number.
+func (s *lockSession) free(n int64) bool {
+	return s.server.lock(n).try(s, false) && s.server.unlock(s, n, false)
 }
 
 func (s *lockSession) take(st pg.Stmt, shared bool) error {
-	each(st, func(n int64) int { return s.takeKey(n, shared) })
+	mask := st.Args[1].(int64)
+	each(st, func(n int64) int { return s.takeKey(n, n^mask, shared) })
 	s.server.sequence++
 	*st.Dest[2].(*int64) = s.server.sequence
 	return s.server.memory()
 }
 
 func (s *lockSession) takeOne(st pg.Stmt) error {
-	got := int64(s.takeKey(st.Args[0].(int64), false))
+	got := int64(s.takeKey(st.Args[0].(int64), st.Args[1].(int64), false))
 	if got == 1 {
 		s.server.sequence++
 		got = s.server.sequence
@@ -329,11 +319,11 @@ func (s *lockSession) takeOne(st pg.Stmt) error {
 	return s.server.memory()
 }
 
-func (s *lockSession) takeKey(n int64, shared bool) int {
+func (s *lockSession) takeKey(n, companion int64, shared bool) int {
 	switch v := s.server; {
 	case !v.lock(n).try(s, shared):
 		return 0
-	case s.busy(n, shared) != 0:
+	case !s.free(companion):
 		v.unlock(s, n, shared)
 		return -1
 	}

@@ -106,7 +106,7 @@ func (c *Client[TX]) admits(ctx context.Context, key Key) error {
 //
 // The companions are what a transaction holds, shared, that is fenced for a holder of the key. When the holder is
 // lost and the key is free, that transaction may still be writing. So whoever takes the key
-// has to come by its companions: an exclusive one by both, and by holding them it also refuses a fence that comes late;
+// has to come by a companion: an exclusive one by that of all, and by holding it it also refuses a fence that comes late;
 // a shared one by that of exclusive tenures, which it cannot hold without excluding its like.
 type txLock struct {
 	tx     pg.TxQuerier
@@ -124,12 +124,12 @@ func (advisory) lockTx(ctx context.Context, l txLock) error {
 }
 
 func (l txLock) exclusive(ctx context.Context) error {
-	k, e, s := l.number, l.number^companionExclusive, l.number^companionShared
-	err := l.try(ctx, sqlTryTx, k, e, s)
+	companion := l.number ^ companionMask(false)
+	err := l.try(ctx, sqlTryTx, l.number, companion)
 	if !l.wait || !errors.Is(err, ErrNotAcquired) {
 		return err
 	}
-	return l.await(ctx, bounded{tx: l.tx}, sqlWaitTx, k, e, s)
+	return l.await(ctx, bounded{tx: l.tx}, sqlWaitTx, l.number, companion)
 }
 
 func (l txLock) shared(ctx context.Context) error {
@@ -140,7 +140,7 @@ func (l txLock) shared(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	companion := l.number ^ companionExclusive
+	companion := l.number ^ companionMask(true)
 	if l.wait {
 		return l.await(ctx, bounded{tx: l.tx, probe: true}, sqlAwaitTx, companion)
 	}

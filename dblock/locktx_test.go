@@ -56,8 +56,8 @@ func TestLockTxWaitsForFencedTransactions(t *testing.T) {
 	}{
 		"exclusive tenure, exclusive": {companionExclusive, false, false},
 		"exclusive tenure, shared":    {companionExclusive, true, false},
-		"shared tenure, exclusive":    {companionShared, false, false},
-		"shared tenure, shared":       {companionShared, true, true},
+		"shared tenure, exclusive":    {companionAny, false, false},
+		"shared tenure, shared":       {companionAny, true, true},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -66,8 +66,10 @@ func TestLockTxWaitsForFencedTransactions(t *testing.T) {
 			c := txClient(t, pool)
 			cfg := &TxConfig{Shared: tc.shared}
 			inTx(t, pool, func(fenced pgx.Tx) {
-				if _, err := fenced.Exec(t.Context(), `SELECT pg_advisory_xact_lock_shared($1)`, txKey.number("pgonce")^tc.companion); err != nil {
-					t.Fatal(err)
+				for _, companion := range []int64{companionAny, tc.companion} {
+					if _, err := fenced.Exec(t.Context(), `SELECT pg_advisory_xact_lock_shared($1)`, txKey.number("pgonce")^companion); err != nil {
+						t.Fatal(err)
+					}
 				}
 				inTx(t, pool, func(tx pgx.Tx) {
 					if err := c.TryLockTx(t.Context(), tx, txKey, cfg); (err == nil) != tc.free || !tc.free && !errors.Is(err, ErrNotAcquired) {
@@ -116,11 +118,12 @@ func TestLockTxRefusesALateFence(t *testing.T) {
 			t.Fatal(err)
 		}
 		inTx(t, pool, func(late pgx.Tx) {
-			for _, companion := range []int64{companionExclusive, companionShared} {
-				var fenced bool
-				err := late.QueryRow(t.Context(), `SELECT pg_try_advisory_xact_lock_shared($1)`, txKey.number("pgonce")^companion).Scan(&fenced)
-				if err != nil || fenced {
-					t.Errorf("fenced: %t, %v", fenced, err)
+			n := txKey.number("pgonce")
+			for _, those := range []int64{companionAny, companionExclusive} {
+				var verdict string
+				err := late.QueryRow(t.Context(), sqlFence, n^companionAny, n^those, n+1).Scan(&verdict)
+				if err != nil || verdict != "busy" {
+					t.Errorf("fenced: %s, %v", verdict, err)
 				}
 			}
 		})

@@ -26,7 +26,7 @@ func (b bench) keyLocks(t *testing.T, n int) (held int64) {
 		held += b.Int(t, `SELECT count(*) FROM pg_locks WHERE locktype = 'advisory'
 			AND database = (SELECT oid FROM pg_database WHERE datname = current_database())
 			AND ((classid::bigint << 32) | objid::bigint) IN ($1::bigint, $1::bigint # $2::bigint, $1::bigint # $3::bigint)`,
-			key(fmt.Sprint(i)).Number(), int64(dblock.CompanionExclusive), int64(dblock.CompanionShared))
+			key(fmt.Sprint(i)).Number(), int64(dblock.CompanionExclusive), int64(dblock.CompanionAny))
 	}
 	return held
 }

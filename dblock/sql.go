@@ -101,8 +101,7 @@ FROM ahead LEFT JOIN flush ON true`
 	sqlBusyPID = `SELECT pg_backend_pid() FROM pg_sleep(0.05)`
 
 	// sqlTake tries to take keys: 1 taken, 0 held by somebody, -1 held up by a fenced transaction of a holder
-	// before. $2 and $3 are the companion masks: a successor must find the companions of those that it excludes
-	// free. The answer is how many were taken, and what became of each of the others. The token is drawn when all is
+	// before. $2 is the mask of the companion that all of those hold. The answer is how many were taken, and what became of each of the others. The token is drawn when all is
 	// decided, so after the grant. Locks: one advisory for each key taken, until it is given back; it never waits.
 	sqlTake = `
 WITH got AS MATERIALIZED (
@@ -110,15 +109,13 @@ WITH got AS MATERIALIZED (
         WHEN NOT pg_try_advisory_lock(k) THEN 0
         WHEN NOT pg_try_advisory_lock(k # $2::bigint) THEN CASE WHEN pg_advisory_unlock(k) THEN -1 END
         WHEN NOT pg_advisory_unlock(k # $2::bigint) THEN NULL
-        WHEN NOT pg_try_advisory_lock(k # $3::bigint) THEN CASE WHEN pg_advisory_unlock(k) THEN -1 END
-        WHEN NOT pg_advisory_unlock(k # $3::bigint) THEN NULL
         ELSE 1 END AS got
     FROM unnest($1::text::bigint[]) AS want(k))
 SELECT count(*) FILTER (WHERE got = 1), coalesce(string_agg(k || ':' || got, ',') FILTER (WHERE got < 1), ''),
        CASE WHEN bool_or(got = 1) THEN nextval('"pgonce"."fence"') ELSE 0 END
 FROM got`
 
-	// sqlTakeShared is sqlTake for shared locks. They exclude only exclusive ones, so there is one mask, $2.
+	// sqlTakeShared is sqlTake for shared locks. They exclude only exclusive ones, of which the companion's mask is $2.
 	sqlTakeShared = `
 WITH got AS MATERIALIZED (
     SELECT k, CASE
@@ -131,12 +128,12 @@ SELECT count(*) FILTER (WHERE got = 1), coalesce(string_agg(k || ':' || got, ','
        CASE WHEN bool_or(got = 1) THEN nextval('"pgonce"."fence"') ELSE 0 END
 FROM got`
 
-	// sqlTakeOne is sqlTake for one key, exclusively: 0, -1, or the number of the token. $2 and $3 are its companions, whose
-	// locks end with the statement. Locks: one advisory, if it is taken; two more for the statement; it never waits.
+	// sqlTakeOne is sqlTake for one key, exclusively: 0, -1, or the number of the token. $2 is its companion, whose
+	// lock ends with the statement. Locks: one advisory, if it is taken; one more for the statement; it never waits.
 	sqlTakeOne = `
 SELECT CASE
     WHEN NOT pg_try_advisory_lock($1::bigint) THEN 0
-    WHEN pg_try_advisory_xact_lock($2::bigint) AND pg_try_advisory_xact_lock($3::bigint) THEN nextval('"pgonce"."fence"')
+    WHEN pg_try_advisory_xact_lock($2::bigint) THEN nextval('"pgonce"."fence"')
     WHEN pg_advisory_unlock($1::bigint) THEN -1 END`
 
 	// sqlDrop gives keys back: how many, and 0 for each that was not held. Locks: none.
@@ -180,17 +177,11 @@ SELECT count(CASE WHEN mode = 'ShareLock' THEN pg_advisory_unlock_shared(k) ELSE
 FROM held WHERE k = ANY ($1::text::bigint[])`
 
 	// sqlOwn finds out, for a key that is held, whether a fenced transaction of a holder before runs, and draws the
-	// token: else the answer is the companion's mask that is taken. Locks: as in sqlTake.
+	// token if none does. $1 is the companion. Lock: one advisory, within the statement; it never waits.
 	sqlOwn = `
 WITH own AS MATERIALIZED (
-    SELECT CASE
-        WHEN NOT pg_try_advisory_lock($1::bigint # $3::bigint) THEN $3::bigint
-        WHEN NOT pg_advisory_unlock($1::bigint # $3::bigint) THEN NULL
-        WHEN $2::boolean THEN 0
-        WHEN NOT pg_try_advisory_lock($1::bigint # $4::bigint) THEN $4::bigint
-        WHEN NOT pg_advisory_unlock($1::bigint # $4::bigint) THEN NULL
-        ELSE 0 END AS busy)
-SELECT busy, CASE WHEN busy = 0 THEN nextval('"pgonce"."fence"') ELSE 0 END FROM own`
+    SELECT CASE WHEN NOT pg_try_advisory_lock($1::bigint) THEN false WHEN pg_advisory_unlock($1::bigint) THEN true END AS free)
+SELECT free, CASE WHEN free THEN nextval('"pgonce"."fence"') ELSE 0 END FROM own`
 
 	// sqlInspect reads the advisory locks of this database that are named by one number, who has or wants them, and
 	// what they say of themselves; durations in microseconds, -1 where the server does not say. It takes the locks of the
@@ -208,13 +199,14 @@ FROM pg_catalog.pg_locks AS l LEFT JOIN pg_catalog.pg_stat_activity AS a ON a.pi
 WHERE l.locktype = 'advisory' AND l.objsubid = 1
   AND l.database = (SELECT oid FROM pg_catalog.pg_database WHERE datname = current_database())`
 
-	// sqlFence keeps successors of a holder out until the caller's transaction ends. $1 is the companion, $2 the
-	// liveness lock of the session that holds the key. The companion comes first: a successor that finds it
-	// taken waits, and one that was there before has ended our session's hold, which the liveness lock tells.
-	// Locks: one advisory, shared, until the transaction ends; it never waits.
+	// sqlFence keeps successors of a holder out until the caller's transaction ends. $1 is the companion for exclusive ones,
+	// $2 that for shared ones, or $1 again, $3 the liveness lock of the session that holds the key. The companions come first: a
+	// successor that finds his taken waits, and one that was there before has ended our session's hold, which the liveness lock
+	// tells. Locks: two advisory, shared, until the transaction ends; it never waits.
 	sqlFence = `
 SELECT CASE WHEN NOT pg_try_advisory_xact_lock_shared($1::bigint) THEN 'busy'
-            WHEN pg_try_advisory_xact_lock_shared($2::bigint) THEN 'lost'
+            WHEN NOT pg_try_advisory_xact_lock_shared($2::bigint) THEN 'busy'
+            WHEN pg_try_advisory_xact_lock_shared($3::bigint) THEN 'lost'
             ELSE 'ok' END`
 )
 
@@ -222,17 +214,16 @@ SELECT CASE WHEN NOT pg_try_advisory_xact_lock_shared($1::bigint) THEN 'busy'
 // no table.
 const (
 	// sqlTryTx takes the key's lock if it is free, and says whether this is a standby, which has locks of its
-	// own. CASE keeps the order: first the key, then its companions, by which transactions hold it
-	// that are fenced for a tenure that is over. Locks: three advisory, exclusive, until the transaction ends. It
+	// own. CASE keeps the order: first the key, then its companion, by which transactions hold it
+	// that are fenced for a tenure that is over. Locks: two advisory, exclusive, until the transaction ends. It
 	// never waits.
 	sqlTryTx = `
 SELECT pg_is_in_recovery(),
        CASE WHEN pg_is_in_recovery() THEN false
             WHEN NOT pg_try_advisory_xact_lock($1::bigint) THEN false
-            WHEN NOT pg_try_advisory_xact_lock($2::bigint) THEN false
-            ELSE pg_try_advisory_xact_lock($3::bigint) END`
+            ELSE pg_try_advisory_xact_lock($2::bigint) END`
 
-	// sqlTrySharedTx is sqlTryTx for a shared lock, without the companions. Lock: one advisory, shared,
+	// sqlTrySharedTx is sqlTryTx for a shared lock, without the companion. Lock: one advisory, shared,
 	// until the transaction ends. It never waits.
 	sqlTrySharedTx = `
 SELECT pg_is_in_recovery(),
@@ -242,19 +233,18 @@ SELECT pg_is_in_recovery(),
 	// of it. Lock: one advisory, exclusive, for one round trip. It never waits.
 	sqlProbeTx = `SELECT pg_try_advisory_xact_lock($1::bigint)`
 
-	// sqlWaitTx waits for a key and its companions, for as long as sqlLimit allows: in one statement, so that
-	// statement_timeout bounds all three. CASE keeps their order. Locks: three advisory, exclusive, until
+	// sqlWaitTx waits for a key and its companion, for as long as sqlLimit allows: in one statement, so that
+	// statement_timeout bounds both. CASE keeps their order. Locks: two advisory, exclusive, until
 	// the transaction ends.
 	sqlWaitTx = `
 SELECT CASE WHEN pg_advisory_xact_lock($1::bigint) IS NULL THEN false
-            WHEN pg_advisory_xact_lock($2::bigint) IS NULL THEN false
-            ELSE pg_advisory_xact_lock($3::bigint) IS NOT NULL END`
+            ELSE pg_advisory_xact_lock($2::bigint) IS NOT NULL END`
 
 	// sqlAwaitTx waits for one number, as sqlWaitTx does, in a savepoint that is rolled back. Lock: one advisory,
 	// exclusive, for one round trip.
 	sqlAwaitTx = `SELECT pg_advisory_xact_lock($1::bigint)`
 
-	// sqlWaitSharedTx is sqlWaitTx for a shared lock, without the companions. Lock: one advisory, shared, until the
+	// sqlWaitSharedTx is sqlWaitTx for a shared lock, without the companion. Lock: one advisory, shared, until the
 	// transaction ends.
 	sqlWaitSharedTx = `SELECT pg_advisory_xact_lock_shared($1::bigint)`
 

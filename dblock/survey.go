@@ -209,12 +209,14 @@ func (v *survey) status(n int64) KeyStatus {
 	st := KeyStatus{Kind: AdvisoryLock, Key: v.names[n], Number: n, Holdings: v.held[n]}
 	family := withCompanions(n)
 	var rows []lockRow
-	waits, holds := map[int64]bool{}, map[int64]bool{} // pids; who waits for a companion holds the key, and does not have it yet
+	// Pids. Who waits for a companion holds the key, and does not have it yet. Who fences for an exclusive tenure has both companions.
+	waits, holds, both := map[int64]bool{}, map[int64]bool{}, map[int64]bool{}
 	for _, r := range v.rows {
 		if slices.Contains(family, r.number) {
 			rows = append(rows, r)
 			waits[r.pid] = waits[r.pid] || !r.granted
 			holds[r.pid] = holds[r.pid] || r.granted && r.number == n
+			both[r.pid] = both[r.pid] || r.granted && r.number == n^companionExclusive
 		}
 	}
 	inLine := v.lines[n].Callers > 0
@@ -227,6 +229,9 @@ func (v *survey) status(n int64) KeyStatus {
 		}
 		listed := slices.ContainsFunc(v.held[n], func(h Holding) bool { return h.PID == int(r.pid) })
 		_, ours := v.ours[r.pid]
+		if r.number == n^companionAny && both[r.pid] {
+			continue
+		}
 		if companion := r.number != n; !listed && !waits[r.pid] && (!companion || !ours && !holds[r.pid] && r.shared) {
 			st.Holdings = append(st.Holdings, v.holding(n, r))
 		}
@@ -245,7 +250,7 @@ func (v *survey) status(n int64) KeyStatus {
 func (v *survey) holding(n int64, r lockRow) Holding {
 	h := Holding{By: ByOther, Name: r.app, PID: int(r.pid), Shared: r.shared, Held: max(r.age, 0)}
 	if r.number != n {
-		h.By, h.Shared = ByFence, r.number == n^companionShared
+		h.By, h.Shared = ByFence, r.number == n^companionAny
 	}
 	name, ours := v.ours[r.pid]
 	if !ours {

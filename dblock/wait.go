@@ -171,24 +171,24 @@ func (w *wait) await() (got bool, err error) {
 	}
 	got, err = w.lock(w.number, w.shared)
 	for got && err == nil {
-		var busy int64
-		busy, err = w.own()
+		var free bool
+		free, err = w.own()
 		switch {
 		case pg.Code(err) == pg.CodeQueryCanceled: // meant for the wait before; it may have left a companion behind
-			err = w.giveBack(w.number^companionExclusive, w.number^companionShared)
+			err = w.giveBack(w.companion())
 			continue
 		case err != nil:
 			return false, w.settled(err)
-		case busy == 0:
+		case free:
 			return true, nil
 		}
-		if got, err = w.lock(w.number^busy, false); err != nil { // while the key is kept
+		if got, err = w.lock(w.companion(), false); err != nil { // while the key is kept
 			return false, err
 		}
 		if !got {
 			return false, w.settled(nil)
 		}
-		err = w.giveBack(w.number ^ busy)
+		err = w.giveBack(w.companion())
 	}
 	return false, err
 }
@@ -298,14 +298,14 @@ func (w *wait) wanted(sliceOver bool) bool {
 	return len(line) > 0 && line[0].cfg.Shared == w.shared && w.session.lost == nil && (!sliceOver || len(e.parked) == 0)
 }
 
-// own draws the token, if nothing holds the key up; else busy is the mask of what does.
-func (w *wait) own() (busy int64, err error) {
-	w.sent, err = w.session.trip(pg.Stmt{
-		SQL: w.engine.sql.own, Args: []any{w.number, w.shared, int64(companionExclusive), int64(companionShared)},
-		Dest: []any{&busy, &w.sequence},
-	})
-	return busy, err
+// own draws the token, unless a fenced transaction holds the key up.
+func (w *wait) own() (free bool, err error) {
+	w.sent, err = w.session.trip(pg.Stmt{SQL: w.engine.sql.own, Args: []any{w.companion()}, Dest: []any{&free, &w.sequence}})
+	return free, err
 }
+
+// companion is the number by which fenced transactions hold the key up.
+func (w *wait) companion() int64 { return w.number ^ companionMask(w.shared) }
 
 // interrupt ends a wait that nobody wants any more. The answer of the wait tells what became of it.
 func (e *engine) interrupt(s *session) {
