@@ -260,3 +260,52 @@ func TestFenceOfALockThatIsReleasedMeanwhile(t *testing.T) {
 	}
 	release(t, next)
 }
+
+// Who may not have the lock beside a tenure does not get it beside a transaction that is fenced for it either, however he asks:
+// alone, together with others, or by waiting.
+func TestSuccessorsOfAFencedTenure(t *testing.T) {
+	t.Parallel()
+	for _, tenure := range []bool{false, true} {
+		for _, successor := range []bool{false, true} {
+			t.Run(fmt.Sprintf("shared=%t/successor shared=%t", tenure, successor), func(t *testing.T) {
+				t.Parallel()
+				b, wire := wired(t)
+				c := b.client(t, quiet)
+				l := acquire(t, b.client(t, nil), "1", &dblock.LockConfig{Shared: tenure})
+				tx := b.begin(t)
+				if err := l.FenceTx(t.Context(), tx); err != nil {
+					t.Fatal(err)
+				}
+				release(t, l)
+				free, cfg := tenure && successor, &dblock.LockConfig{Shared: successor}
+				try := func() {
+					l, err := c.TryAcquire(within(t), key("1"), cfg)
+					if (err == nil) != free || err != nil && !errors.Is(err, dblock.ErrNotAcquired) {
+						t.Errorf("got %v", err)
+					}
+					if err == nil {
+						release(t, l)
+					}
+				}
+				try()
+				var wg sync.WaitGroup
+				wire.HoldAfter(0)
+				wg.Go(func() { release(t, acquire(t, c, "2", nil)) })
+				pgtest.Eventually(t, "the first is on its way", func() bool { asked, _ := c.OnTheirWay(); return asked == 1 })
+				wg.Go(try)
+				wg.Go(func() { release(t, acquire(t, c, "3", cfg)) })
+				pgtest.Eventually(t, "two more have come", func() bool { asked, _ := c.OnTheirWay(); return asked == 3 })
+				wire.Release()
+				wg.Wait()
+				if !free {
+					wg.Go(func() { release(t, acquire(t, c, "1", cfg)) })
+					waiting(t, b, 1)
+				}
+				if err := tx.Commit(t.Context()); err != nil {
+					t.Error(err)
+				}
+				wg.Wait()
+			})
+		}
+	}
+}
