@@ -238,6 +238,8 @@ func (f *firing[K, S, TX]) template() template {
 		return onManyHistory
 	case none:
 		return onFire
+	case f.call.dedup != nil:
+		return onFireDedup
 	}
 	return onFireHistory
 }

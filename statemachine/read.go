@@ -259,6 +259,8 @@ func (b *Binding[K, S, TX]) SQL(ctx context.Context, opts ...Option) (Statements
 	fire, manyRows, create := onFireHistory, onManyHistory, onCreateHistory
 	if b.table.NoHistory {
 		fire, manyRows, create = onFire, onMany, onCreate
+	} else if c.dedup != nil {
+		fire = onFireDedup
 	}
 	l, err := b.ready(ctx, b.db.Pool())
 	for _, s := range []struct {

@@ -53,7 +53,7 @@ SELECT pgonce_n, COALESCE(pgonce_s, pgonce_f), pgonce_t, pgonce_o, pgonce_s IS N
 
 	// sqlFireHistory is sqlFire with a history and with dedup ids. The row of the history comes
 	// first and the move depends on it, so an id is used once whatever else goes wrong:
-	// its unique index is the arbiter; without an id nothing can be in its way, and the server is spared to look. Index of "transition": transition_dedup to look an id up, the
+	// its unique index is the arbiter. Without an id nothing can be in its way: what is between the marks is left out ([without]), and the server is spared to look. Index of "transition": transition_dedup to look an id up, the
 	// primary key for the last move.
 	//
 	// pgonce_last is trusted in two cases only: in pgonce_seen, which reads the row and its history in one
@@ -67,12 +67,12 @@ WITH pgonce_wait AS MATERIALIZED (
   SELECT pg_catalog.current_setting('lock_timeout') AS pgonce_was,
          pg_catalog.set_config('lock_timeout', (LEAST($7::bigint, NULLIF((1000 * extract(epoch FROM pg_catalog.current_setting('lock_timeout')::interval))::bigint, 0)))::text, true) AS pgonce_w
    WHERE $7::bigint > 0
-), pgonce_dup AS MATERIALIZED (
+), /*dedup*/pgonce_dup AS MATERIALIZED (
   SELECT event AS pgonce_de, from_state AS pgonce_df, to_state AS pgonce_dt, outcome AS pgonce_do,
          version AS pgonce_dv, seq AS pgonce_ds, at AS pgonce_da
     FROM "pgonce"."transition"
    WHERE entity = $1::bigint::text AND machine = $8::text AND dedup = $10::text /*scoped*/
-), pgonce_last AS MATERIALIZED (
+), /*end*/pgonce_last AS MATERIALIZED (
   SELECT event AS pgonce_le, to_state AS pgonce_lt
     FROM "pgonce"."transition"
    WHERE entity = $1::bigint::text AND machine = $8::text AND outcome = 0 AND $11::boolean
@@ -88,7 +88,7 @@ WITH pgonce_wait AS MATERIALIZED (
   SELECT "state"::text COLLATE "C" AS pgonce_f, NULL::bigint /*version*/ AS pgonce_v, "id"::text AS pgonce_e,
          CASE WHEN false THEN 0 /*where*/ ELSE 0 END AS pgonce_g, CASE WHEN false THEN 0 /*match*/ ELSE 0 END AS pgonce_m
     FROM "public"."orders"
-   WHERE "id" = $1::bigint /*scope*/ AND NOT EXISTS (SELECT FROM pgonce_dup) AND NOT EXISTS (SELECT FROM pgonce_seen) AND (SELECT pg_catalog.count(pgonce_w) FROM pgonce_wait) >= 0
+   WHERE "id" = $1::bigint /*scope*/ AND /*dedup*/NOT EXISTS (SELECT FROM pgonce_dup) AND /*end*/NOT EXISTS (SELECT FROM pgonce_seen) AND (SELECT pg_catalog.count(pgonce_w) FROM pgonce_wait) >= 0
      FOR NO KEY UPDATE
 ), pgonce_plan AS MATERIALIZED (
   SELECT pgonce_f, pgonce_v, pgonce_e, pgonce_g, pgonce_m, pg_catalog.count(*) OVER () AS pgonce_n,
@@ -113,12 +113,12 @@ WITH pgonce_wait AS MATERIALIZED (
    WHERE "id" = $1::bigint /*scope*/ AND pgonce_ho = 0
   RETURNING "state"::text COLLATE "C" AS pgonce_t
 )
-SELECT pgonce_n, COALESCE(pgonce_df, pgonce_s, pgonce_f), COALESCE(pgonce_dt, pgonce_t), COALESCE(pgonce_do, pgonce_o),
-       pgonce_s IS NOT NULL, pgonce_de, pgonce_ho IS NOT NULL, pgonce_g, pgonce_m,
-       COALESCE(pgonce_dv, pgonce_sv, pgonce_v), COALESCE(pgonce_ds, pgonce_hs), COALESCE(pgonce_da, pgonce_ha),
+SELECT pgonce_n, COALESCE(/*dedup*/pgonce_df, /*end*/pgonce_s, pgonce_f), COALESCE(/*dedup*/pgonce_dt, /*end*/pgonce_t), COALESCE(/*dedup*/pgonce_do, /*end*/pgonce_o),
+       pgonce_s IS NOT NULL, COALESCE(/*dedup*/pgonce_de, /*end*/NULL::text), pgonce_ho IS NOT NULL, pgonce_g, pgonce_m,
+       COALESCE(/*dedup*/pgonce_dv, /*end*/pgonce_sv, pgonce_v), COALESCE(/*dedup*/pgonce_ds, /*end*/pgonce_hs), COALESCE(/*dedup*/pgonce_da, /*end*/pgonce_ha),
        CASE WHEN pgonce_ho = 0 AND (pgonce_t = pgonce_to) IS NOT TRUE THEN ('pgonce: diverted ' || pgonce_e)::int END,
        (SELECT pg_catalog.count(pg_catalog.set_config('lock_timeout', pgonce_was, true)) FROM pgonce_wait)
-  FROM (SELECT 1) AS pgonce_one LEFT JOIN pgonce_dup ON true LEFT JOIN pgonce_seen ON true LEFT JOIN pgonce_plan ON true
+  FROM (SELECT 1) AS pgonce_one /*dedup*/LEFT JOIN pgonce_dup ON true /*end*/LEFT JOIN pgonce_seen ON true LEFT JOIN pgonce_plan ON true
        LEFT JOIN pgonce_h ON true LEFT JOIN pgonce_moved ON true`
 
 	// sqlColumns describes a table's columns: name, type (what a domain is made of), the type's category, and

@@ -13,7 +13,7 @@ const (
 	// by the caller. What is the same for all rows is in sub-queries, which the server evaluates once; how many rows an id has
 	// is counted for each only if there are more rows than ids.
 	//
-	// Without a history, what is between the marks is left out ([withoutHistory]), and (2) is what is moved.
+	// Without a history, what is between the marks is left out ([without]), and (2) is what is moved.
 	//
 	// $1 the ids as an array, the others as in sqlFireHistory.
 	sqlMany = `

@@ -14,6 +14,7 @@ type template byte
 const (
 	onFire template = iota
 	onFireHistory
+	onFireDedup
 	onMany
 	onManyHistory
 	onLock
@@ -38,8 +39,8 @@ var templates = [...]struct {
 	text string
 	args int
 }{
-	onFire: {sqlFire, fixedArgs}, onFireHistory: {sqlFireHistory, fixedArgs + historyArgs},
-	onMany: {withoutHistory(sqlMany), fixedArgs}, onManyHistory: {sqlMany, fixedArgs + historyArgs},
+	onFire: {sqlFire, fixedArgs}, onFireHistory: {without("dedup", sqlFireHistory), fixedArgs + historyArgs}, onFireDedup: {sqlFireHistory, fixedArgs + historyArgs},
+	onMany: {without("history", sqlMany), fixedArgs}, onManyHistory: {sqlMany, fixedArgs + historyArgs},
 	onLock: {sqlLock, 2}, onKnown: {sqlKnown, 3},
 	onCreate: {sqlCreate, 3}, onCreateHistory: {sqlCreateHistory, 7}, onCreated: {sqlCreated, 1}, onCreation: {sqlCreation, 3},
 	onDue: {sqlDue, 5}, onDueFirst: {sqlDueFirst, 3}, onDueAmong: {sqlDueAmong, 3},
@@ -47,11 +48,11 @@ var templates = [...]struct {
 	onState: {sqlState, 1}, onHistory: {sqlHistory, 2}, onBreaks: {sqlBreaks, 2},
 }
 
-// withoutHistory leaves out what a text has between its marks, and puts in what it has instead.
-func withoutHistory(text string) string {
+// without leaves out what a text has between such marks, and puts in what it has instead.
+func without(mark, text string) string {
 	var b strings.Builder
 	for {
-		before, rest, found := strings.Cut(text, "/*history*/")
+		before, rest, found := strings.Cut(text, "/*"+mark+"*/")
 		b.WriteString(before)
 		if !found {
 			return strings.NewReplacer("/*bare ", "", "NULL*/", "NULL").Replace(b.String())
@@ -140,7 +141,7 @@ func (l *layout) render(of template, c *call) (string, error) {
 		`"`+pg.DefaultSchema+`"`, quote(t.Schema), `$1::bigint`, id, `::bigint /*id*/`, "::"+l.idType, `::bigint[]`, "::"+l.idType+"[]",
 		`::text /*as state*/`, "::"+l.columns[t.State].typ, `NULL::bigint /*version*/`, version,
 		` /*where*/`, f.where.String(), ` /*match*/`, f.match.String(), ` /*matches*/`, f.matches.String(), ` /*set*/`, f.set.String(),
-		"\n  ON CONFLICT DO NOTHING /*of ids*/", arbiter, `/*history*/`, "", `/*end*/`, "", ` /*bare NULL, NULL*/`, "",
+		"\n  ON CONFLICT DO NOTHING /*of ids*/", arbiter, `/*history*/`, "", `/*dedup*/`, "", `/*end*/`, "", ` /*bare NULL, NULL*/`, "",
 		` /*columns*/`, f.names.String(), ` /*values*/`, f.values.String(),
 		` /*scope*/`, scope, ` /*scoped*/`, strings.ReplaceAll(scoped, idMark, scopedID(of, id)),
 	).Replace(templates[of].text), errors.Join(f.findings...)
