@@ -64,6 +64,8 @@ func (c *call[TX]) do(ctx context.Context, run handler[TX]) (rec record, err err
 	switch {
 	case v.lead != nil:
 		rec, err = c.lead(ctx, v.lead, run)
+	case errors.Is(v.err, ErrInFlight):
+		err = c.inFlight()
 	default:
 		rec, err = v.rec.forOthers(), v.err
 	}
@@ -199,7 +201,7 @@ func (c *call[TX]) attempt(ctx context.Context, t *turn, patience time.Duration,
 		return record{}, ErrReadOnly
 	case !e.guard.locked:
 		e.tx.Abandon(ctx)
-		return record{}, ErrInFlight
+		return record{}, c.inFlight()
 	}
 	t.busy()
 	e.attempt = newAttempt()
@@ -220,7 +222,7 @@ func (e *execution[TX]) begin(ctx context.Context, patience time.Duration) (err 
 		return fmt.Errorf("%w: %w", errStale, err)
 	case pg.CodeLockTimeout:
 		if patience > 0 {
-			return ErrInFlight
+			return c.inFlight()
 		}
 	}
 	return pg.ExplainSchema(c.store.cfg.Schema, err)

@@ -94,7 +94,7 @@ func (c *call[TX]) doTx(ctx context.Context, tx TX, run handler[TX]) (rec record
 	case j.guard.readOnly:
 		err = ErrReadOnly
 	case !j.guard.locked:
-		err = ErrInFlight
+		err = c.inFlight()
 	default:
 		return j.execute(ctx, frame, run)
 	}

@@ -14,7 +14,8 @@ var (
 	ErrInvalidKey = errors.New("invalid key")
 
 	// ErrInFlight means that somebody else is executing this key right now. Nothing
-	// was done; asking again later gets their answer.
+	// was done; asking again later gets their answer. The error is an [*InFlightError] where a call executes keys, and not where people
+	// look after them (Forget, Resolve).
 	ErrInFlight = errors.New("key is in flight")
 
 	// ErrRefused means that the handler, now or in an earlier call, has refused the request for good

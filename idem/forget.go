@@ -68,7 +68,7 @@ func (s *Store[TX]) forget(ctx context.Context, key Key, reason string) error {
 		return ErrReadOnly
 	case !g.locked:
 		return ErrInFlight
-	case l.seen.rows > 0 && l.seen.alive:
+	case l.seen.rows > 0 && l.seen.left > 0:
 		return fmt.Errorf("%w in steps", ErrInFlight)
 	case l.seen.rows > 0:
 		return fmt.Errorf("%w: nothing was forgotten; decide about it with Resolve", ErrUnfinished)

@@ -41,7 +41,8 @@ type leaseRow struct {
 	rows, nonce, worker, state, attempts, fpVersion int64
 	fp, request                                     []byte
 	createdAt                                       time.Time
-	alive, due                                      bool // due for the completer
+	age, left                                       float64 // seconds since the key was begun, and to the end of its owner's lease, if it has one
+	due                                             bool    // for the completer
 }
 
 // errNotDue means that the completer has to leave a key alone for now.
@@ -63,7 +64,7 @@ func (c *call[TX]) acquire(ctx context.Context, t *turn, completer bool) (*lease
 		switch {
 		case errors.Is(err, errNobody):
 			if n++; n > maxAttempts {
-				return nil, record{}, ErrInFlight
+				return nil, record{}, c.inFlight()
 			}
 			if pause(ctx, n) != nil {
 				return nil, record{}, context.Cause(ctx)
@@ -157,8 +158,8 @@ func (l *lease[TX]) contend(ctx context.Context) (rec record, owned bool, err er
 		return record{}, false, fmt.Errorf("%w: %d attempts since %s", ErrDead, l.seen.attempts, l.seen.createdAt.UTC().Format(time.RFC3339))
 	case l.completer && !l.seen.due: // another one has had this turn
 		return record{}, false, errNotDue
-	case l.seen.alive:
-		return record{}, false, ErrInFlight
+	case l.seen.left > 0:
+		return record{}, false, c.inFlightFor(l.seen.age, l.seen.left)
 	case l.completer && l.seen.attempts >= int64(c.op.Attempts):
 		return record{}, false, l.die(ctx)
 	}
@@ -166,7 +167,7 @@ func (l *lease[TX]) contend(ctx context.Context) (rec record, owned bool, err er
 	if errors.Is(err, pg.ErrOutcomeUnknown) {
 		var again leaseRow
 		if again, err = l.settle(ctx, err); err == nil && again.nonce != l.nonce {
-			err = ErrInFlight
+			err = c.inFlightFor(l.seen.age, l.seen.left)
 		}
 	}
 	if err != nil || rec.rows > 0 {
@@ -197,7 +198,7 @@ func (l *lease[TX]) take(ctx context.Context) (rec record, err error) {
 	}
 	if locked == 0 {
 		tx.Rollback(ctx)
-		return record{}, ErrInFlight
+		return record{}, c.inFlight()
 	}
 	more := int64(0)
 	if l.completer {
@@ -215,7 +216,7 @@ func (l *lease[TX]) take(ctx context.Context) (rec record, err error) {
 		return rec, l.dropStale(ctx, l.seen.nonce)
 	case taken == 0:
 		tx.Rollback(ctx)
-		return record{}, ErrInFlight
+		return record{}, c.inFlight()
 	}
 	l.seen.attempts += more
 	if err = tx.Commit(tctx); err != nil && !errors.Is(err, pg.ErrOutcomeUnknown) {
@@ -360,7 +361,7 @@ func (l *lease[TX]) leaseStmt() pg.Stmt {
 	*s = leaseRow{}
 	return pg.Stmt{
 		SQL: c.store.sql.lease, Args: []any{c.scope, c.digest},
-		Dest: []any{&s.nonce, &s.worker, &s.state, &s.attempts, &s.fpVersion, &s.fp, &s.createdAt, &s.request, &s.alive, &s.due},
+		Dest: []any{&s.nonce, &s.worker, &s.state, &s.attempts, &s.fpVersion, &s.fp, &s.createdAt, &s.request, &s.age, &s.left, &s.due},
 		Rows: &s.rows,
 	}
 }

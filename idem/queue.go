@@ -19,7 +19,8 @@ type queue struct {
 
 // line is the callers of one key.
 type line struct {
-	busy      bool // somebody is executing the key: here, or in another process
+	busy      bool      // somebody is executing the key: here, or in another process
+	since     time.Time // when that was found out
 	followers []*follower
 }
 
@@ -34,6 +35,7 @@ type verdict struct {
 	lead *turn // it is its turn
 	rec  record
 	err  error
+	age  time.Duration // of the execution that is in the way
 }
 
 // turn is the lead of a line. All of its verbs may be called again, and do nothing once it is over.
@@ -60,8 +62,9 @@ func (q *queue) join(ctx context.Context, key identity, patience time.Duration) 
 		return verdict{lead: &turn{queue: q, key: key, line: l}}
 	}
 	if l.busy && patience <= 0 {
+		age := time.Since(l.since)
 		q.mu.Unlock()
-		return verdict{err: ErrInFlight}
+		return verdict{err: ErrInFlight, age: age}
 	}
 	f := &follower{patient: patience > 0, word: make(chan verdict, 1)}
 	l.followers = append(l.followers, f)
@@ -102,6 +105,7 @@ func (q *queue) losePatience(l *line, f *follower) bool {
 func (q *queue) leave(l *line, f *follower, err error) verdict {
 	q.mu.Lock()
 	l.followers = slices.DeleteFunc(l.followers, func(o *follower) bool { return o == f })
+	age := time.Since(l.since)
 	q.mu.Unlock()
 	select {
 	case v := <-f.word:
@@ -111,7 +115,7 @@ func (q *queue) leave(l *line, f *follower, err error) verdict {
 		v.lead.pass()
 	default:
 	}
-	return verdict{err: err}
+	return verdict{err: err, age: age}
 }
 
 // busy says that the key is being executed, so that those who will not wait for that can go.
@@ -121,7 +125,7 @@ func (t *turn) busy() {
 	if t.over || t.line.busy {
 		return
 	}
-	t.line.busy = true
+	t.line.busy, t.line.since = true, time.Now()
 	t.line.followers = slices.DeleteFunc(t.line.followers, func(f *follower) bool {
 		if !f.patient {
 			f.word <- verdict{err: ErrInFlight}

@@ -142,7 +142,7 @@ func (c *call[TX]) decide(ctx context.Context, tx pg.TxQuerier, l *lease[TX], r 
 		return []pg.Stmt{c.decideRecord(r, data)}, nil
 	case l.seen.rows == 0:
 		return nil, fmt.Errorf("%w: nobody is executing it, or it is finished", ErrNotStuck)
-	case l.seen.alive:
+	case l.seen.left > 0:
 		return nil, ErrInFlight
 	}
 	round, open, err := c.decideStep(ctx, tx, r, data)

@@ -78,7 +78,7 @@ func (c *call[TX]) seen(ctx context.Context, handle TX) (rec record, err error) 
 	case inserted == 1:
 		return record{own: true}, nil
 	case rec.rows == 0:
-		return record{}, ErrInFlight
+		return record{}, c.inFlight()
 	case rec.state == stateUnknown:
 		return record{}, fmt.Errorf("%w: first at %s", ErrUnknownOutcome, rec.createdAt.UTC().Format(time.RFC3339))
 	}

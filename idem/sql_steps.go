@@ -41,10 +41,13 @@ WHERE NOT EXISTS (SELECT FROM "pgonce"."idem_record" r WHERE r.scope = $6::text 
 ON CONFLICT (scope, digest) DO NOTHING
 RETURNING created_at`
 
-	// sqlLease reads who owns a key, and whether the completer may take it. Locks: ACCESS SHARE. By both primary keys.
+	// sqlLease reads who owns a key, since when it is under way and for how long its owner is alive (0: it is not), and
+	// whether the completer may take it. Locks: ACCESS SHARE. By both primary keys.
 	sqlLease = `
 SELECT l.nonce, l.worker, l.state, l.attempts, l.fp_ver, l.fp, l.created_at, l.request,
-       EXISTS (SELECT FROM "pgonce"."idem_worker" w WHERE w.id = l.worker AND w.alive_until > statement_timestamp()),
+       extract(epoch FROM statement_timestamp() - l.created_at)::float8,
+       coalesce((SELECT extract(epoch FROM w.alive_until - statement_timestamp())::float8
+                 FROM "pgonce"."idem_worker" w WHERE w.id = l.worker AND w.alive_until > statement_timestamp()), 0),
        l.not_before <= statement_timestamp()
 FROM "pgonce"."idem_lease" l
 WHERE l.scope = $1::text AND l.digest = $2::bytea`

@@ -34,6 +34,8 @@ import (
 //
 // An operation is executed by RunSteps or by [Do], not by both: Do does not look for leases.
 //
+// Who meets a key that another caller is executing waits for up to [Op.Wait], and then gets an [*InFlightError], which says when to ask again.
+//
 // Errors: those of [Do] but for [ErrTxEnded], [ErrTxUnusable] and [ErrHandlerTimeout], which steps return to fn; [ErrLeaseLost],
 // [ErrStepsChanged], [ErrDead]; and [ErrUnknownOutcome] when a step that is AtMostOnce has begun and nobody can say how it ended.
 //
@@ -94,7 +96,11 @@ func (c *call[TX]) steps(ctx context.Context, run stepsHandler[TX]) (rec record,
 		return record{}, err
 	}
 	v := c.store.queue.join(ctx, c.key.identity(c.store.cfg.Schema), c.op.Wait)
-	if v.lead == nil {
+	switch {
+	case v.lead != nil:
+	case errors.Is(v.err, ErrInFlight): // as a call in another process would be told
+		return record{}, c.inFlightFor(v.age.Seconds(), latestRepeat.Seconds())
+	default:
 		return v.rec.forOthers(), v.err
 	}
 	defer v.lead.pass()

@@ -36,7 +36,7 @@ func (c *call[TX]) wait(ctx context.Context, attempt int) (rec record, patience 
 	rec, _, err = c.await(ctx, left)
 	switch {
 	case pg.Code(err) == pg.CodeLockTimeout:
-		return record{}, 0, ErrInFlight
+		return record{}, 0, c.inFlight()
 	case ctx.Err() == nil && (errors.Is(err, pg.ErrTxLost) || isStale(err)): // only the wait was lost; the next attempt finds out more
 		return record{}, 0, nil
 	case err != nil:
@@ -56,7 +56,7 @@ func (c *call[TX]) wait(ctx context.Context, attempt int) (rec record, patience 
 // attempt before: a backend takes a moment to notice that its client has closed the connection.
 func (c *call[TX]) waitForGhost(ctx context.Context, attempt int) error {
 	if attempt == 1 || c.ghosts >= maxAttempts {
-		return ErrInFlight
+		return c.inFlight()
 	}
 	c.ghosts++
 	return c.interrupted(pause(ctx, attempt), ctx)
@@ -66,7 +66,7 @@ func (c *call[TX]) interrupted(err error, ctx context.Context) error {
 	if err == nil {
 		return nil
 	}
-	return fmt.Errorf("%w: %w", ErrInFlight, context.Cause(ctx))
+	return fmt.Errorf("%w: %w", c.inFlight(), context.Cause(ctx))
 }
 
 // left is how long this call may still wait for others.

@@ -4,6 +4,8 @@ import (
 	"encoding/json"
 	"errors"
 	"net/http"
+	"strconv"
+	"time"
 
 	"github.com/pgonce/pgonce/idem"
 )
@@ -72,10 +74,7 @@ var (
 )
 
 // Seconds, for Retry-After.
-const (
-	soon  = "1" // somebody is at work on it
-	later = "5" // something is broken
-)
+const later = "5" // something is broken
 
 // problem is an error that is its own answer.
 type problem struct {
@@ -123,8 +122,7 @@ func problemOf(err error) *problem {
 	case failed:
 		return failure()
 	case errors.Is(err, idem.ErrInFlight):
-		return newProblem(http.StatusConflict, ProblemInFlight,
-			"A request with this Idempotency-Key is being executed. Repeat it with the same key to get its response.").with("Retry-After", soon)
+		return inFlight(err)
 	case errors.Is(err, idem.ErrExpired):
 		return newProblem(http.StatusGone, ProblemExpired,
 			"The request with this Idempotency-Key was executed and its response is no longer kept. It was not executed again.")
@@ -147,6 +145,17 @@ func problemOf(err error) *problem {
 func isBadBody(err error) bool {
 	k, ok := errors.AsType[*idem.KeyError](err)
 	return ok && k.Part == "fingerprint"
+}
+
+// inFlight says when to ask again, as [idem.InFlightError] does.
+func inFlight(err error) *problem {
+	seconds := int64(1)
+	if e, ok := errors.AsType[*idem.InFlightError](err); ok {
+		seconds = max(seconds, int64(e.RetryAfter/time.Second))
+	}
+	return newProblem(http.StatusConflict, ProblemInFlight,
+		"A request with this Idempotency-Key is being executed. Repeat it with the same key to get its response.").
+		with("Retry-After", strconv.FormatInt(seconds, 10))
 }
 
 func failure() *problem {
