@@ -7,6 +7,8 @@ import (
 	"net/http"
 	"strings"
 	"time"
+
+	"github.com/pgonce/pgonce/idem"
 )
 
 const (
@@ -40,6 +42,11 @@ type Config struct {
 	// KeyOptional lets requests without an Idempotency-Key through to the handler of a [Middleware], after scope has
 	// agreed, and without a transaction ([ErrNoTx]): they are executed as often as they come. Defaults to 400.
 	KeyOptional bool
+
+	// MinKey is how many bytes an Idempotency-Key must have; a shorter one gets 400. It is for services whose clients would otherwise
+	// count from 1, and meet their own keys again after a restart: a UUID has 36. It keeps nobody else's keys away, since
+	// each scope has its own. Raising it while keys live refuses the repeats of shorter ones. Defaults to 1.
+	MinKey int
 
 	// Headers names further headers of responses that are stored and replayed, beside those of [Response]. Those that
 	// are for one caller or one connection (Set-Cookie, WWW-Authenticate, Date and the like) are refused.
@@ -105,6 +112,9 @@ func (c *Config) resolved() (Config, error) {
 	var cfg Config
 	if c != nil {
 		cfg = *c
+	}
+	if cfg.MinKey < 0 || cfg.MinKey > idem.MaxID {
+		return cfg, fmt.Errorf("MinKey of %d: a key has 1 to %d bytes", cfg.MinKey, idem.MaxID)
 	}
 	if cfg.MaxBody < 0 || cfg.MaxResponse < 0 || cfg.MaxWait < 0 {
 		return cfg, errors.New("negative limit: leave it 0 for the default")

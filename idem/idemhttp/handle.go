@@ -126,7 +126,7 @@ func (h *handler[TX]) admit(w http.ResponseWriter, r *http.Request) (*request, e
 	if h.cfg.KeyOptional && len(r.Header.Values(keyHeader)) == 0 {
 		return &request{http: in.again(r), keyless: true}, nil
 	}
-	id, err := keyOf(r.Header)
+	id, err := h.cfg.keyOf(r.Header)
 	if err != nil {
 		return nil, err
 	}

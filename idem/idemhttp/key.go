@@ -28,6 +28,15 @@ func keyOf(h http.Header) (string, error) {
 	return id, nil
 }
 
+// keyOf is the id in a request's header, if it is as long as the service asks for.
+func (c *Config) keyOf(h http.Header) (string, error) {
+	id, err := keyOf(h)
+	if err == nil && len(id) < c.MinKey {
+		return "", invalidKey(fmt.Sprintf("has a key of %d bytes, this service asks for at least %d", len(id), c.MinKey))
+	}
+	return id, err
+}
+
 func invalidKey(fault string) error {
 	return newProblem(http.StatusBadRequest, ProblemInvalidKey, "The Idempotency-Key header "+fault+".")
 }

@@ -17,7 +17,7 @@ const (
 	ProblemMissingKey = types + "ProblemMissingKey"
 
 	// ProblemInvalidKey: 400, the header is not one string of 1 to 255 printable ASCII characters,
-	// in quotes or bare.
+	// in quotes or bare; or it is shorter than [Config.MinKey].
 	ProblemInvalidKey = types + "ProblemInvalidKey"
 
 	// ProblemUnreadableBody: 400, the body broke off or is not what its framing says; or, with
