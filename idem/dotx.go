@@ -17,6 +17,11 @@ import (
 // [Op.MaxHandler] and [Op.Isolation] do not apply. The result is as provisional as the
 // caller's transaction until that commits.
 //
+// A transaction that takes several keys should take them in one order: slices.SortFunc with [Key.Compare]. Then it is refused at the
+// first of them or not at all. In different orders two transactions refuse each other, for ever if they repeat in step; that is
+// no deadlock, since nobody waits. What can deadlock is rows that handlers lock, so lock those in one order too. The server's 40P01 is fn's error: its
+// call is undone, the calls before it are whole. Roll back and repeat the transaction as a whole, which Do does by itself.
+//
 // An error of fn, or a panic, undoes what fn wrote and nothing else, by a savepoint; the
 // caller may go on and commit the rest. Where that cannot be undone, because fn left rows open or a
 // goroutine at work, the transaction is broken off, so that the caller cannot commit half an

@@ -125,7 +125,7 @@ func TestInFlightInATransaction(t *testing.T) {
 	pool, other := db.Pool(t), db.Pool(t)
 	keys, theirs := newStore(t, pool, nil), newStore(t, other, nil)
 	key := refund.Key("m1", "r1")
-	waits := idem.Op{Name: refund.Name, Wait: time.Millisecond}.Key("m1", "r1")
+	waits := idem.Op{Name: refund.Name, Wait: 200 * time.Millisecond}.Key("m1", "r1")
 	told := func(ways map[string]func() error) {
 		for how, refused := range ways {
 			if got := inFlight(t, key, refused()); got != time.Second {
