@@ -88,6 +88,40 @@ func TestInFlightUnderALease(t *testing.T) {
 	pgtest.Eventually(t, "the lease is over", func() bool { return repeat() == nil })
 }
 
+// Who is refused, or may not decide, does not touch the lease of the owner, nor its steps.
+func TestRefusalsLeaveTheLeaseAlone(t *testing.T) {
+	t.Parallel()
+	db := pgtest.New(t)
+	keys := newStore(t, db.Pool(t), nil)
+	key := remit.Key("m1", "r1")
+	left(t, db, keys, key)("-1 minute", "1 hour")
+	untouched := func() int64 { // a row lock leaves its transaction in xmax, a write in xmin
+		return db.Int(t, `SELECT count(*) FROM pgonce.idem_lease l, pgonce.idem_step s WHERE l.worker = 7 AND l.xmax::text = '0' AND s.xmax::text = '0'`)
+	}
+	was := db.Int(t, `SELECT xmin::text::bigint FROM pgonce.idem_lease`)
+	for _, tc := range []struct {
+		want error
+		call func() error
+	}{
+		{idem.ErrInFlight, func() error {
+			_, err := idem.RunSteps(t.Context(), keys, key, idem.NoFingerprint(), 1, stepsOf[pgx.Tx]()["one"])
+			return err
+		}},
+		{idem.ErrInFlight, func() error {
+			patient := key.Op()
+			patient.Wait = 200 * time.Millisecond
+			_, err := idem.RunSteps(t.Context(), keys, patient.Key("m1", "r1"), idem.NoFingerprint(), 1, stepsOf[pgx.Tx]()["one"])
+			return err
+		}},
+		{idem.ErrInFlight, func() error { return keys.Forget(t.Context(), key, "too early") }},
+	} {
+		wantErr(t, tc.call(), tc.want, "")
+		if now := db.Int(t, `SELECT xmin::text::bigint FROM pgonce.idem_lease`); untouched() != 1 || now != was {
+			t.Errorf("the lease was touched: it is of transaction %d, and was of %d", now, was)
+		}
+	}
+}
+
 // A key that is executed by this very process is refused in memory, and says the same.
 func TestInFlightInThisProcess(t *testing.T) {
 	t.Parallel()
