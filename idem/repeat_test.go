@@ -69,7 +69,7 @@ func TestQueueTellsTheAge(t *testing.T) {
 		lead := (<-inLine(t, &q, 0)[0]).lead
 		early := inLine(t, &q, 0, 3*time.Second)
 		lead.busy()
-		time.Sleep(7 * time.Second)
+		<-time.After(7 * time.Second) // of the bubble
 		lead.busy() // known already
 		late := inLine(t, &q, 0)
 		for _, tc := range []struct {
