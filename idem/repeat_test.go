@@ -70,7 +70,7 @@ func TestQueueTellsTheAge(t *testing.T) {
 		early := inLine(t, &q, 0, 3*time.Second)
 		lead.busy()
 		<-time.After(7 * time.Second) // of the bubble
-		lead.busy() // known already
+		lead.busy()                   // known already
 		late := inLine(t, &q, 0)
 		for _, tc := range []struct {
 			who  chan verdict
