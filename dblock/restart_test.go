@@ -6,6 +6,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"os"
 	"sync"
 	"sync/atomic"
 	"syscall"
@@ -119,6 +120,9 @@ func TestTokensSurviveAPromotion(t *testing.T) {
 	before := clientOf(t, pool, nil)
 	release(t, acquire(t, before, "1", nil)) // the epoch's row is there
 	standby, err := localpg.Start(&localpg.Config{Follow: primary})
+	if errors.Is(err, localpg.ErrNoBinaries) && os.Getenv("CI") == "" {
+		t.Skip(err)
+	}
 	if err != nil {
 		t.Fatal(err)
 	}

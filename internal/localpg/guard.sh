@@ -8,8 +8,7 @@ trap '' PIPE # whoever reads our stderr may be gone
 mkdir "$dir" || exit 1
 create() {
 	if [ -n "$PGONCE_FOLLOW" ]; then
-		beside=$(dirname "$(readlink -f "$bin/postgres")") # which may be a link
-		"$beside/pg_basebackup" --no-sync --checkpoint=fast --write-recovery-conf --username=postgres --host="$PGONCE_FOLLOW" -D "$dir/data"
+		"$PGONCE_BACKUP/pg_basebackup" --no-sync --checkpoint=fast --write-recovery-conf --username=postgres --host="$PGONCE_FOLLOW" -D "$dir/data"
 	else
 		"$bin/initdb" --no-sync --auth=trust --username=postgres --encoding=UTF8 --no-locale -D "$dir/data"
 	fi

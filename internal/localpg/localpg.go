@@ -53,7 +53,7 @@ type Config struct {
 	Port int
 
 	// Follow makes the server a copy of another one, whose changes it follows as an asynchronous standby. It needs
-	// pg_basebackup beside the server's binaries.
+	// pg_basebackup beside the server's binaries, or it is [ErrNoBinaries].
 	Follow *Server
 
 	// Keep starts the server again whenever it ends, as the init of a machine does.
@@ -89,6 +89,9 @@ func Start(cfg *Config) (*Server, error) {
 	bin, err := Binaries()
 	if err != nil {
 		return nil, err
+	}
+	if cfg.Follow != nil && !has(beside(bin), "pg_basebackup") {
+		return nil, fmt.Errorf("localpg: %w: pg_basebackup is not beside them in %s, as it is in Debian's packages", ErrNoBinaries, bin)
 	}
 	cred, err := ServerUser()
 	if err != nil {
@@ -126,7 +129,7 @@ func (s *Server) launch(bin string, cred *syscall.Credential, cfg *Config) error
 	}
 	cmd.Env = append(cmd.Env, cfg.Env...)
 	if cfg.Follow != nil {
-		cmd.Env = append(cmd.Env, "PGONCE_FOLLOW="+cfg.Follow.dir)
+		cmd.Env = append(cmd.Env, "PGONCE_FOLLOW="+cfg.Follow.dir, "PGONCE_BACKUP="+beside(bin))
 	}
 	cmd.ExtraFiles = []*os.File{read} // file descriptor 3
 	cmd.Stderr = &s.log
@@ -302,13 +305,19 @@ func Binaries() (string, error) {
 	return best, nil
 }
 
-func hasServer(dir string) bool {
-	for _, name := range []string{"initdb", "postgres"} {
-		if info, err := os.Stat(filepath.Join(dir, name)); err != nil || info.IsDir() {
-			return false
-		}
+func hasServer(dir string) bool { return has(dir, "initdb") && has(dir, "postgres") }
+
+func has(dir, name string) bool {
+	info, err := os.Stat(filepath.Join(dir, name))
+	return err == nil && !info.IsDir()
+}
+
+// beside is the folder of the server's program itself, which may be a link elsewhere.
+func beside(bin string) string {
+	if path, err := filepath.EvalSymlinks(filepath.Join(bin, "postgres")); err == nil {
+		return filepath.Dir(path)
 	}
-	return true
+	return bin
 }
 
 // ServerUser is whom to run as: nil (ourselves) unless we are root.
