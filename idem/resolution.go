@@ -243,7 +243,7 @@ func (s *Store[TX]) Stuck(ctx context.Context, limit int) (list []Stuck, err err
 	}
 	for scan, err := range s.db.Pool().Query(ctx, s.sql.stuck, limit) {
 		if err != nil {
-			return nil, fmt.Errorf("idem: stuck: %w", pg.ExplainSchema(s.cfg.Schema, err))
+			return nil, fmt.Errorf("idem: stuck: %w", s.readError(err))
 		}
 		var k Stuck
 		var attempts, round int64

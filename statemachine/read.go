@@ -194,8 +194,8 @@ func (b Break) String() string {
 // cannot see a detour that led back to where it began.
 //
 // The rows are read while the loop runs; an error ends it: [ErrInvalid], [ErrUnavailable], [ErrSchema]. Cost: one statement, which
-// reads the table and all of the machine's history in one snapshot, and sorts it; no locks. It has the network
-// deadline to finish, as every statement; for a large table run it by the scope.
+// reads the table and all of the machine's history in one snapshot, and sorts it; no locks. Up to the first row, and
+// between two, it has the network deadline; for a large table run it by the scope.
 func (b *Binding[K, S, TX]) VerifyHistory(ctx context.Context) iter.Seq2[Break, error] {
 	return func(yield func(Break, error) bool) {
 		err := b.readBreaks(ctx, func(br Break) bool { return yield(br, nil) })

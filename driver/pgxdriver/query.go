@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"iter"
+	"time"
 
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
@@ -62,7 +63,7 @@ func query(ctx context.Context, q queryer, sql string, args []any) iter.Seq2[pg.
 	return func(yield func(pg.Scan, error) bool) {
 		rows, err := q.Query(ctx, sql, args...)
 		if err != nil {
-			yield(nil, mapError(err))
+			yield(nil, pgerr.Ended(ctx, mapError(err)))
 			return
 		}
 		defer rows.Close()
@@ -70,10 +71,13 @@ func query(ctx context.Context, q queryer, sql string, args []any) iter.Seq2[pg.
 			if !yield(rows.Scan, nil) {
 				return
 			}
+			if err = ctx.Err(); err != nil {
+				break // also where what is left has come already
+			}
 		}
 		rows.Close()
-		if err := rows.Err(); err != nil {
-			yield(nil, mapError(err))
+		if err = cmp.Or(rows.Err(), err); err != nil {
+			yield(nil, pgerr.Ended(ctx, mapError(err)))
 		}
 	}
 }
@@ -190,12 +194,7 @@ func (q poolQuerier) Run(ctx context.Context, s pg.Stmt) error {
 	}
 	limit(ctx, conn)
 	pgerr.WithoutCancel(conn.Conn(), func() { err = run(ctx, oneTrip{conn.Conn()}, s) })
-	if conn.Conn().IsClosed() {
-		discard(ctx, conn)
-		return err
-	}
-	unlimit(conn)
-	conn.Release()
+	giveBack(ctx, conn)
 	return err
 }
 
@@ -206,8 +205,35 @@ func (q poolQuerier) Query(ctx context.Context, sql string, args ...any) iter.Se
 			yield(nil, err)
 			return
 		}
-		defer conn.Release()
-		pgerr.WithoutCancel(conn.Conn(), func() { query(ctx, oneTrip{conn.Conn()}, sql, args)(yield) })
+		if err := read(ctx, conn, sql, args, yield); err != nil {
+			yield(nil, err) // the connection is back: whoever is told may need it
+		}
+	}
+}
+
+// read runs a query with the network deadline for each wait for the server, and without one while the loop's body runs:
+// how long that takes is the caller's affair, and how long all of it takes is not the network's. It gives the connection back.
+func read(ctx context.Context, conn *pgxpool.Conn, sql string, args []any, body func(pg.Scan, error) bool) (err error) {
+	defer giveBack(ctx, conn)
+	limit(ctx, conn)
+	row := func(scan pg.Scan, failed error) bool {
+		if err = failed; err != nil {
+			return false
+		}
+		unlimit(conn)
+		defer limitAgain(ctx, conn) // what is left is read to its end when the body stops or panics, too
+		return body(scan, nil)
+	}
+	pgerr.WithoutCancel(conn.Conn(), func() { query(ctx, oneTrip{conn.Conn()}, sql, args)(row) })
+	return err
+}
+
+// limitAgain is limit where pgx watches ctx already. The end of ctx has pgx set a deadline that is over, once: it must not be lost. If ctx
+// has no end yet when it is asked here, pgx's comes after ours.
+func limitAgain(ctx context.Context, conn *pgxpool.Conn) {
+	limit(ctx, conn)
+	if ctx.Err() != nil {
+		_ = conn.Conn().PgConn().Conn().SetDeadline(time.Unix(1, 0))
 	}
 }
 

@@ -246,6 +246,16 @@ func (o *ownedTx) release() {
 	o.conn = nil
 }
 
+// giveBack gives a connection back to the pool, if it is still good.
+func giveBack(ctx context.Context, conn *pgxpool.Conn) {
+	if conn.Conn().IsClosed() {
+		discard(ctx, conn)
+		return
+	}
+	unlimit(conn)
+	conn.Release()
+}
+
 // discard closes a connection whose state is unknown. The server sees the end of
 // the socket and rolls back; the pool has its place free at once.
 func discard(ctx context.Context, conn *pgxpool.Conn) {

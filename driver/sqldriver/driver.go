@@ -7,6 +7,7 @@
 package sqldriver
 
 import (
+	"cmp"
 	"context"
 	"database/sql"
 	"errors"
@@ -14,6 +15,7 @@ import (
 	"iter"
 	"os"
 	"syscall"
+	"time"
 
 	"github.com/jackc/pgx/v5"
 	"github.com/pgonce/pgonce/driver/internal/pgerr"
@@ -220,13 +222,14 @@ func (x querier) Query(ctx context.Context, sql string, args ...any) iter.Seq2[p
 				return err
 			}
 			defer func() { _ = rows.Close() }()
-			for !stopped && rows.Next() {
+			for err == nil && !stopped && rows.Next() {
 				stopped = !yield(rows.Scan, nil)
+				err = ctx.Err() // also where what is left has come already
 			}
-			return rows.Err()
+			return cmp.Or(rows.Err(), err)
 		})
 		if err != nil && !stopped {
-			yield(nil, mapError(err))
+			yield(nil, pgerr.Ended(ctx, mapError(err)))
 		}
 	}
 }
@@ -244,10 +247,7 @@ func (p poolQuerier) Run(ctx context.Context, s pg.Stmt) error {
 	defer cancel()
 	defer line.giveBack(tctx, conn)
 	withoutCancel(conn, func() { err = querier{conn, line}.Run(tctx, s) })
-	if err != nil && tctx.Err() != nil && ctx.Err() == nil && !pg.Rejected(err) {
-		return fmt.Errorf("%w: %v", os.ErrDeadlineExceeded, err) //nolint:errorlint // the caller's ctx has not ended
-	}
-	return err
+	return silent(ctx, tctx, err)
 }
 
 func (p poolQuerier) Query(ctx context.Context, sql string, args ...any) iter.Seq2[pg.Scan, error] {
@@ -257,10 +257,40 @@ func (p poolQuerier) Query(ctx context.Context, sql string, args ...any) iter.Se
 			yield(nil, unavailable(p.db, ctx, err))
 			return
 		}
-		line := lineOf(conn).quiet()
-		defer line.giveBack(ctx, conn)
-		withoutCancel(conn, func() { querier{conn, line}.Query(ctx, sql, args...)(yield) })
+		if err := read(ctx, conn, sql, args, yield); err != nil {
+			yield(nil, err) // the connection is back: whoever is told may need it
+		}
 	}
+}
+
+// read runs a query with the network deadline for each wait for the server, and without one while the loop's body runs:
+// how long that takes is the caller's affair, and how long all of it takes is not the network's. It gives the connection back.
+func read(ctx context.Context, conn *sql.Conn, query string, args []any, body func(pg.Scan, error) bool) (err error) {
+	limit := pg.NetTimeout(ctx)
+	tctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	silence := time.AfterFunc(limit, cancel)
+	defer silence.Stop()
+	line := lineOf(conn).quiet()
+	defer line.giveBack(tctx, conn)
+	row := func(scan pg.Scan, failed error) bool {
+		if err = failed; err != nil {
+			return false
+		}
+		silence.Stop()
+		defer silence.Reset(limit) // what is left is read to its end when the body stops or panics, too
+		return body(scan, nil)
+	}
+	withoutCancel(conn, func() { querier{conn, line}.Query(tctx, query, args...)(row) })
+	return silent(ctx, tctx, err)
+}
+
+// silent names the end of tctx, which is the network deadline's where ctx has not ended.
+func silent(ctx, tctx context.Context, err error) error {
+	if err != nil && tctx.Err() != nil && ctx.Err() == nil && !pg.Rejected(err) {
+		return fmt.Errorf("%w: %v", os.ErrDeadlineExceeded, err) //nolint:errorlint // the caller's ctx has not ended
+	}
+	return err
 }
 
 // unavailable says in words why there is no connection.

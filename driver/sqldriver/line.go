@@ -86,7 +86,7 @@ func (l line) trip(ctx context.Context, fn func() error) error {
 
 // giveBack gives a connection back to its pool, or up if the end of ctx may have closed it, which the pool does not know of.
 func (l line) giveBack(ctx context.Context, conn *sql.Conn) {
-	if l.still && ctx.Err() != nil {
+	if ctx.Err() != nil {
 		discard(conn)
 		return
 	}

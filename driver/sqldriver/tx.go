@@ -209,8 +209,13 @@ func (o *ownedTx[TX]) release() {
 }
 
 // discard closes a connection whose state is unknown. The server sees the end of
-// the socket and rolls back.
+// the socket and rolls back. pgx closes a broken one in the background, and is polite for up to 15 s: its socket is closed here.
 func discard(conn *sql.Conn) {
-	_ = conn.Raw(func(any) error { return sqldrv.ErrBadConn })
+	_ = conn.Raw(func(c any) error {
+		if c, ok := c.(interface{ Conn() *pgx.Conn }); ok && c.Conn().IsClosed() {
+			_ = c.Conn().PgConn().Conn().Close()
+		}
+		return sqldrv.ErrBadConn
+	})
 	_ = conn.Close()
 }

@@ -95,6 +95,9 @@ func seamSuites[TX any]() suites[TX] {
 		"seam/QueryStopsEarly":    seamQueryStopsEarly[TX],
 		"seam/Session":            seamSession[TX],
 		"seam/SilentNetwork":      seamSilentNetwork[TX],
+		"seam/SilentRows":         seamSilentRows[TX],
+		"seam/SlowReader":         seamSlowReader[TX],
+		"seam/ReaderGivesUp":      seamReaderGivesUp[TX],
 	}
 }
 
@@ -116,6 +119,7 @@ func idemSuites[TX any]() suites[TX] {
 		"idem/StaleConnections":     idemStaleConnections[TX],
 		"idem/StalePlan":            idemStalePlan[TX],
 		"idem/SilentNetwork":        idemSilentNetwork[TX],
+		"idem/SilentReads":          idemSilentReads[TX],
 		"idem/HandlerSpoils":        idemHandlerSpoils[TX],
 		"idem/HandlerRetried":       idemHandlerRetried[TX],
 		"idem/MaxHandler":           idemMaxHandler[TX],

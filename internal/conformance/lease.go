@@ -29,6 +29,7 @@ func leaseSuites[TX any]() suites[TX] {
 		"lease/FenceHoldsUp":    leaseFenceHoldsUp[TX],
 		"lease/Close":           leaseClose[TX],
 		"lease/Refuses":         leaseRefuses[TX],
+		"lease/SilentInspect":   leaseSilentInspect[TX],
 		"lease/TxExcludes":      leaseTxExcludes[TX],
 		"lease/TxWaits":         leaseTxWaits[TX],
 		"lease/TxEnds":          leaseTxEnds[TX],

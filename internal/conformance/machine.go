@@ -42,6 +42,7 @@ func machineSuites[TX any]() suites[TX] {
 		"machine/BackendKilled":          machineBackendKilled[TX],
 		"machine/ContextEnds":            machineContextEnds[TX],
 		"machine/HistoryOrder":           machineHistoryOrder[TX],
+		"machine/SilentNetwork":          machineSilentNetwork[TX],
 		"machine/Ids":                    machineIDs[TX],
 		"machine/Names":                  machineNames[TX],
 		"machine/StateTypes":             machineStateTypes[TX],

@@ -34,15 +34,16 @@ const (
 	MuteNext      // at the client's next message
 	MuteInRequest // when the client's next message has come through, and none that follows it
 	CutAnswer     // the server has done what it was asked next, the client never hears of it
+	MuteSecondRow // when one row of a result has come through
 )
 
 func (k Kind) String() string {
-	return [...]string{"none", "cut before COMMIT", "cut after COMMIT", "mute before COMMIT", "mute after COMMIT", "mute at the next message", "mute in the next request", "cut the next answer"}[k]
+	return [...]string{"none", "cut before COMMIT", "cut after COMMIT", "mute before COMMIT", "mute after COMMIT", "mute at the next message", "mute in the next request", "cut the next answer", "mute at the second row"}[k]
 }
 
 func (k Kind) beforeCommit() bool { return k == CutBeforeCommit || k == MuteBeforeCommit }
 func (k Kind) mute() bool {
-	return k == MuteBeforeCommit || k == MuteAfterCommit || k == MuteNext || k == MuteInRequest
+	return k == MuteBeforeCommit || k == MuteAfterCommit || k == MuteNext || k == MuteInRequest || k == MuteSecondRow
 }
 
 // Proxy stands between clients and a server on a unix socket or on TCP. It reads the messages that it
@@ -275,7 +276,7 @@ func (l *link) commits(msg []byte) bool {
 
 func (l *link) fromServer() error {
 	r := bufio.NewReader(l.server)
-	for {
+	for rows := 0; ; {
 		msg, err := read(r, 1)
 		if err != nil {
 			return err
@@ -291,7 +292,12 @@ func (l *link) fromServer() error {
 		if l.kind() == CutAnswer && msg[0] == 'Z' { // ready for the next query: the transaction is over
 			return l.strike()
 		}
-		if kind := l.kind(); kind != None && kind != MuteNext && kind != MuteInRequest && !kind.beforeCommit() && msg[0] == 'C' && string(msg[5:]) == "COMMIT\x00" {
+		if l.kind() == MuteSecondRow && msg[0] == 'D' {
+			if rows++; rows == 2 {
+				return l.strike()
+			}
+		}
+		if kind := l.kind(); kind != None && kind != MuteNext && kind != MuteInRequest && kind != MuteSecondRow && !kind.beforeCommit() && msg[0] == 'C' && string(msg[5:]) == "COMMIT\x00" {
 			return l.strike()
 		}
 		if _, err := l.client.Write(msg); err != nil {

@@ -58,7 +58,9 @@ type Scan func(dest ...any) error
 
 // Querier runs single statements. What it does outside a transaction may land on
 // any connection, and has the network deadline to finish once it has one. A Run that has not finished by then fails with
-// [os.ErrDeadlineExceeded], not with the end of a ctx that has not ended.
+// [os.ErrDeadlineExceeded], not with the end of a ctx that has not ended; nobody knows what became of it, so it is not [ErrUnavailable].
+// A Query outside a transaction has the deadline anew for each wait for the server, and fails in the same way. What the loop's
+// body takes does not count. The end of ctx ends it with its error and its cause. When the loop sees the error, the connection is back.
 type Querier interface {
 	Run(ctx context.Context, s Stmt) error
 	Query(ctx context.Context, sql string, args ...any) iter.Seq2[Scan, error]

@@ -3,7 +3,9 @@ package pgerr
 
 import (
 	"cmp"
+	"context"
 	"errors"
+	"fmt"
 
 	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/pgonce/pgonce/internal/pg"
@@ -20,4 +22,17 @@ func Map(err error) (mapped error, ok bool) {
 		Schema: e.SchemaName, Table: e.TableName, Column: e.ColumnName,
 		Constraint: e.ConstraintName, Detail: e.Detail, Err: err,
 	}, true
+}
+
+// Ended adds to the error of what ctx has broken off why that has ended. An answer of the server stands for itself.
+func Ended(ctx context.Context, err error) error {
+	if ctx.Err() == nil || pg.Rejected(err) {
+		return err
+	}
+	for _, why := range []error{ctx.Err(), context.Cause(ctx)} {
+		if !errors.Is(err, why) {
+			err = fmt.Errorf("%w: %w", why, err)
+		}
+	}
+	return err
 }
