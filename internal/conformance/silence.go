@@ -153,6 +153,7 @@ func seamReaderGivesUp[TX any](t *testing.T, c Client[TX]) {
 					}
 					if tc.inBody {
 						cancel(enough)
+						<-time.After(100 * time.Millisecond) // the client library has heard of it before the next row is awaited, or else after
 					}
 				}
 				return failed
