@@ -237,6 +237,9 @@ const (
 	rowTwin    = 5
 )
 
+// waitsOfMany is how many network deadlines a statement on many rows has: it may wait for several of them in turn.
+const waitsOfMany = 4
+
 // run is one statement. The answer at place i is that of chunk[i].
 func (m *many[K, S, TX]) run(ctx context.Context, q pg.Querier, chunk []K, wait time.Duration, held bool) ([]answer, error) {
 	var unused answer
@@ -251,7 +254,8 @@ func (m *many[K, S, TX]) run(ctx context.Context, q pg.Querier, chunk []K, wait 
 			byEntity[fmt.Sprint(idArg(id))] = &answers[i]
 		}
 	}
-	for scan, err := range q.Query(ctx, stmt.SQL, stmt.Args...) {
+	patient := pg.WithNetTimeout(ctx, waitsOfMany*pg.NetTimeout(ctx)) // who gives up does not know what becomes of the chunk
+	for scan, err := range q.Query(patient, stmt.SQL, stmt.Args...) {
 		var kind int64
 		var place *int64
 		var entity *string

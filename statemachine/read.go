@@ -195,7 +195,7 @@ func (b Break) String() string {
 //
 // The rows are read while the loop runs; an error ends it: [ErrInvalid], [ErrUnavailable], [ErrSchema]. Cost: one statement, which
 // reads the table and all of the machine's history in one snapshot, and sorts it; no locks. Up to the first row, and
-// between two, it has the network deadline; for a large table run it by the scope.
+// between two, it has an hour; for a large table run it by the scope.
 func (b *Binding[K, S, TX]) VerifyHistory(ctx context.Context) iter.Seq2[Break, error] {
 	return func(yield func(Break, error) bool) {
 		err := b.readBreaks(ctx, func(br Break) bool { return yield(br, nil) })
@@ -204,6 +204,9 @@ func (b *Binding[K, S, TX]) VerifyHistory(ctx context.Context) iter.Seq2[Break, 
 		}
 	}
 }
+
+// auditHour is how many network deadlines a look at all rows has, which reads and sorts before it answers: an hour.
+const auditHour = 240
 
 func (b *Binding[K, S, TX]) readBreaks(ctx context.Context, yield func(Break) bool) error {
 	q := b.db.Pool()
@@ -217,7 +220,7 @@ func (b *Binding[K, S, TX]) readBreaks(ctx context.Context, yield func(Break) bo
 	if err != nil {
 		return err
 	}
-	for scan, err := range q.Query(ctx, sql, args...) {
+	for scan, err := range q.Query(pg.WithNetTimeout(ctx, auditHour*pg.NetTimeout(ctx)), sql, args...) {
 		var br Break
 		var kind int64
 		var at *time.Time

@@ -235,7 +235,7 @@ func machineSilentNetwork[TX any](t *testing.T, c Client[TX]) {
 			return failed
 		},
 		"verify history": func() (failed error) {
-			for _, err := range b.VerifyHistory(ctx) {
+			for _, err := range b.VerifyHistory(pg.WithNetTimeout(ctx, 20*time.Millisecond)) { // it has 240 of them
 				failed = err
 			}
 			return failed

@@ -25,8 +25,8 @@ const netTimeout = 15 * time.Second
 
 type netTimeoutKey struct{}
 
-// WithNetTimeout shortens the network deadline for trips under ctx, for tests of networks that
-// swallow packets.
+// WithNetTimeout changes the network deadline for trips under ctx: for statements that take long, and for tests of networks
+// that swallow packets.
 func WithNetTimeout(ctx context.Context, d time.Duration) context.Context {
 	return context.WithValue(ctx, netTimeoutKey{}, d)
 }
