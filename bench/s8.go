@@ -175,28 +175,48 @@ func firingAgain(b *orders) step {
 	}
 }
 
-// firingByHand sends the text that Fire sends, with the arguments that it has, and reads all that it returns.
+// firingByHand sends the texts that Fire sends, with the arguments that they have, and reads all that they return.
 func firingByHand(ctx context.Context, pool *pgxpool.Pool, b *orders) (step, error) {
-	texts, err := b.SQL(ctx)
+	cfg := pool.Config()
+	var last lastQuery
+	cfg.ConnConfig.Tracer = &last
+	watched, err := pgxpool.NewWithConfig(ctx, cfg)
 	if err != nil {
 		return nil, err
 	}
-	machine := b.Machine().Name()
-	return func(ctx context.Context, id int64, from, to orderState, ev statemachine.Event[orderState]) error {
-		var rows, outcome, guard, match, version, seq, check *int64
-		var state, moved, first *string
-		var seen, written bool
+	defer watched.Close()
+	same, err := statemachine.Bind[int64](b.Machine(), pgxdriver.New(watched), b.Table())
+	sent := map[string]pgx.TraceQueryStartData{}
+	for _, ev := range []statemachine.Event[orderState]{closing, reopening} {
+		if err == nil {
+			_, err = same.Fire(ctx, 0, ev)
+			sent[ev.Name()] = last.TraceQueryStartData
+		}
+	}
+	return func(ctx context.Context, id int64, _, to orderState, ev statemachine.Event[orderState]) error {
+		var outcome, version, seq *int64
+		var state, moved, passed *string
+		var locked bool
 		var at *time.Time
-		var restored int64
-		err := pool.QueryRow(ctx, texts.Fire, id, "{"+string(from)+"}", "{"+string(to)+"}", "{"+string(to)+"}", "{}", true, int64(10_000),
-			machine, ev.Name(), nil, ev == reopening, false, nil, nil).
-			Scan(&rows, &state, &moved, &outcome, &seen, &first, &written, &guard, &match, &version, &seq, &at, &check, &restored)
-		if err == nil && (!written || moved == nil || *moved != string(to)) {
+		q := sent[ev.Name()]
+		args := append([]any{id}, q.Args[1:]...)
+		err := pool.QueryRow(ctx, q.SQL, args...).Scan(&locked, &state, &outcome, &version, &moved, &seq, &at, &passed)
+		if err == nil && (moved == nil || *moved != string(to)) {
 			err = fmt.Errorf("row %d was not moved", id)
 		}
 		return err
-	}, nil
+	}, err
 }
+
+// lastQuery remembers what was sent.
+type lastQuery struct{ pgx.TraceQueryStartData }
+
+func (l *lastQuery) TraceQueryStart(ctx context.Context, _ *pgx.Conn, data pgx.TraceQueryStartData) context.Context {
+	l.TraceQueryStartData = data
+	return ctx
+}
+
+func (*lastQuery) TraceQueryEnd(context.Context, *pgx.Conn, pgx.TraceQueryEndData) {}
 
 // firingInFourTrips is what is usually written: a conditional UPDATE and a row of a history, in a transaction.
 func firingInFourTrips(pool *pgxpool.Pool, table string) step {

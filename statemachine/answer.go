@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 
@@ -69,44 +70,108 @@ const (
 	storedIgnored int64 = 2
 )
 
-// How many arguments a statement has before those of the options.
-const (
-	fixedArgs   = 7
-	historyArgs = 7
-)
+// refusedVersion is what is decided when the version is not the expected one. The conditions of Where come after it. Those of Match
+// count from -1 downwards.
+const refusedVersion = 10
+
+// move is what a statement says of a move: its own, or the one that a dedup id belongs to.
+type move struct {
+	from, to *string
+	outcome  *int64
+	version  *int64 // before it; of what a dedup id has found, after it
+	seq      *int64
+	at       *time.Time
+}
 
 // answer is the row that a statement returns.
 type answer struct {
-	rows     *int64  // how many rows have the id; nil when none was locked
-	from, to *string // of the move, or of the first one for a dedup id
-	outcome  *int64  // nil is a refusal
-	seen     bool    // answered without a lock
-	first    *string // the event that the dedup id belongs to
+	move             // the outcome is nil for a refusal by the state; see refused
+	locked   bool    // there is a row, and it was locked
+	passed   *string // a row that was not locked: version and state, or "" if that takes another statement
+	unlocked bool    // answered without a lock
+	first    *string // the event that the dedup id belongs to; then the move is what it came to
 	written  bool    // this statement has written the history, or the row where there is none
-	guard    *int64  // which Where does not hold; 0 when all do
-	match    *int64
-	version  *int64
-	seq      *int64
-	at       *time.Time
-	check    *int64 // always NULL; computing it fails when a trigger has diverted the move
-	twin     bool   // of many: another id names the same row
-	restored int64  // nobody's concern; computing it puts lock_timeout back
+	rows     int64   // of many: how many rows have the id
+	twin     bool    // of many: another id names the same row
+	check    *int64  // of Create: always NULL; computing it fails when a trigger has diverted the row
+	restored int64   // nobody's concern; computing it puts lock_timeout back
+	known    *move   // what the statement has found of the dedup id
 }
 
-// stmt is the statement. wait is how long it may wait for the row, or 0 for as long as the transaction lets it;
-// held says that this transaction has locked the row with a statement before.
-func (f *firing[K, S, TX]) stmt(a *answer, wait time.Duration, held bool) pg.Stmt {
-	c, fx := &f.call, f.b.fixed[f.event.name]
-	fast := !c.lock && c.dedup == nil && !held
-	args := make([]any, 0, fixedArgs+historyArgs+8)
-	args = append(args, f.arg, fx.sources, fx.targets, fx.idle, fx.ignored, fast, c.waitFor(wait))
-	if !f.b.table.NoHistory {
-		args = append(args, f.b.m.name, f.event.name, c.dedup, f.mv.shared, held, c.actor, c.meta)
+// refused says whether the row stays where it is, by its state or by a condition.
+func (a *answer) refused() bool {
+	return a.outcome == nil || *a.outcome < storedApplied || *a.outcome >= refusedVersion
+}
+
+// complete draws the conclusions from what was scanned.
+func (a *answer) complete() {
+	a.written = a.to != nil
+	if a.first != nil {
+		a.move = *a.known
 	}
-	return pg.Stmt{SQL: f.sql, Args: append(args, c.args(f.b.scope)...), Dest: []any{
-		&a.rows, &a.from, &a.to, &a.outcome, &a.seen, &a.first, &a.written,
-		&a.guard, &a.match, &a.version, &a.seq, &a.at, &a.check, &a.restored,
-	}}
+	if version, state, ok := strings.Cut(value(a.passed), ":"); ok {
+		a.unlocked, a.from = true, &state
+		if n, err := strconv.ParseInt(version, 10, 64); err == nil {
+			a.version = &n
+		}
+	}
+}
+
+// lost says that the row was to be answered without a lock when its lock was to be had, and not before.
+func (a *answer) lost() bool { return a.passed != nil && !a.unlocked }
+
+// partsOf are those of a statement of this call. limit says whether there is a limit to the wait, and own that the
+// transaction is not the caller's.
+func (f *firing[K, S, TX]) partsOf(limit, own, held bool) parts {
+	c, shared := &f.call, f.mv.shared
+	p := parts{
+		history: !f.b.table.NoHistory, dedup: c.dedup != nil, unlocked: !c.lock && c.dedup == nil && !held && !f.many,
+		held: shared && held, untold: shared && !held, wait: limit && own && !f.many, restore: limit && !own && !f.many,
+		alone: f.many && c.dedup == nil && f.b.kind != idText, // an id of another kind has one notation
+	}
+	p.last = shared && (p.unlocked || p.held)
+	return p
+}
+
+// args are the arguments of the templates, of which a statement picks its own.
+func (f *firing[K, S, TX]) args(id any, limit int64) []any {
+	c, fx := &f.call, f.b.fixed[f.event.name]
+	return []any{id, fx.sources, fx.targets, fx.idle, fx.ignored, limit, f.b.m.name, f.event.name, c.actor, c.meta, c.dedup}
+}
+
+// stmt is the statement. wait is how long it may wait for the row, or 0 for as long as the caller's transaction lets it;
+// held says that this transaction has locked the row with a statement before. The answer has to be completed.
+func (f *firing[K, S, TX]) stmt(a *answer, wait time.Duration, held bool) (pg.Stmt, error) {
+	limit := f.call.waitFor(wait)
+	p := f.partsOf(limit > 0, wait > 0, held)
+	s, err := f.statement(p)
+	if err != nil {
+		return pg.Stmt{}, err
+	}
+	*a = answer{known: new(move)}
+	dest := []any{&a.locked, &a.from, &a.outcome, &a.version, &a.to, &a.seq, &a.at}
+	if p.unlocked {
+		dest = append(dest, &a.passed)
+	}
+	if k := a.known; p.dedup {
+		dest = append(dest, &a.first, &k.from, &k.to, &k.outcome, &k.version, &k.seq, &k.at)
+	}
+	if p.restore {
+		dest = append(dest, &a.restored)
+	}
+	return pg.Stmt{SQL: s.sql, Args: append(s.pick(f.args(f.arg, limit)), f.call.args(f.b.scope)...), Dest: dest}, nil
+}
+
+// run runs the statement.
+func (f *firing[K, S, TX]) run(ctx context.Context, q pg.Querier, a *answer, wait time.Duration, held bool) error {
+	s, err := f.stmt(a, wait, held)
+	if err == nil {
+		err = q.Run(ctx, s)
+	}
+	if err == nil {
+		a.complete()
+	}
+	return err
 }
 
 // args are the arguments of the options and of the scope, in the order in which [fragments] number them.
@@ -153,18 +218,25 @@ func waitOf(ctx context.Context) time.Duration {
 func (f *firing[K, S, TX]) attempt(ctx context.Context) (answer, error) {
 	var a answer
 	wait := waitOf(ctx)
-	err := f.b.db.Pool().Run(ctx, f.stmt(&a, wait, false))
+	err := f.run(ctx, f.b.db.Pool(), &a, wait, false)
+	if err == nil && a.lost() { // nothing was done, and what it has waited for is committed by now
+		err = f.run(ctx, f.b.db.Pool(), &a, wait, false)
+	}
 	if err != nil {
 		return a, lostOutside(ctx, err)
 	}
 	if f.settled(&a) {
 		return a, nil
 	}
-	a = answer{}
-	tx, err := f.b.db.Begin(ctx, pg.ReadCommitted, f.stmt(&a, wait, false))
+	first, err := f.stmt(&a, wait, false)
 	if err != nil {
 		return a, err
 	}
+	tx, err := f.b.db.Begin(ctx, pg.ReadCommitted, first)
+	if err != nil {
+		return a, err
+	}
+	a.complete()
 	if !f.settled(&a) {
 		err = f.confirm(ctx, tx, &a)
 	}
@@ -178,7 +250,7 @@ func (f *firing[K, S, TX]) attempt(ctx context.Context) (answer, error) {
 // decide runs the statement in a transaction, and once more when the first could not settle it.
 func (f *firing[K, S, TX]) decide(ctx context.Context, q pg.Querier) (answer, error) {
 	var a answer
-	err := q.Run(ctx, f.stmt(&a, 0, false))
+	err := f.run(ctx, q, &a, 0, false)
 	if err == nil && !f.settled(&a) {
 		err = f.confirm(ctx, q, &a)
 	}
@@ -191,16 +263,17 @@ func (f *firing[K, S, TX]) decide(ctx context.Context, q pg.Querier) (answer, er
 // the wait. At REPEATABLE READ and above the snapshot is that of the transaction; there, the lock
 // was not to be had for a row that was changed since.
 func (f *firing[K, S, TX]) confirm(ctx context.Context, q pg.Querier, a *answer) error {
-	*a = answer{}
-	return q.Run(ctx, f.stmt(a, 0, true))
+	return f.run(ctx, q, a, 0, true)
 }
 
 // settled says whether a statement that may have waited for the row knows enough. It does not where the answer
-// depends on the history, of which it has seen the state of before the wait:
+// depends on what it has seen as it was before the wait: the row's state, if it was passed over in the end; and the history, that is
 // whether the dedup id is there by now, and which event came last.
 func (f *firing[K, S, TX]) settled(a *answer) bool {
 	switch {
-	case a.first != nil || a.seen || a.written || a.rows == nil || *a.rows != 1:
+	case a.lost():
+		return false
+	case a.first != nil || a.unlocked || a.written || !a.locked || a.rows > 1:
 		return true
 	case f.call.dedup != nil:
 		return false
@@ -217,11 +290,11 @@ func (f *firing[K, S, TX]) result(a answer) (Result[S], error) {
 	switch {
 	case a.first != nil && *a.first != f.event.name:
 		return res, &DedupReusedError{Machine: f.b.m.name, ID: f.id, Event: f.event.name, First: *a.first, Seq: value(a.seq)}
-	case a.rows == nil && a.from == nil:
+	case !a.locked && a.from == nil:
 		return res, fmt.Errorf("%w: %v in %s", ErrNotFound, f.id, f.b.table)
-	case a.rows != nil && *a.rows > 1:
+	case a.rows > 1:
 		return res, fmt.Errorf("%w: table %s: column %q is not unique; add a unique index", ErrSchema, f.b.table, f.b.table.ID)
-	case a.outcome == nil && !a.seen:
+	case a.refused() && !a.unlocked:
 		return res, f.refusal(&a)
 	}
 	res.From, _ = stateOf[S](value(a.from))
@@ -231,9 +304,9 @@ func (f *firing[K, S, TX]) result(a answer) (Result[S], error) {
 	}
 	res.Seq, res.At, res.Version = value(a.seq), value(a.at), value(a.version)
 	switch {
-	case a.seen && slices.Contains(f.mv.ignored, res.From), a.outcome != nil && *a.outcome == storedIgnored:
+	case a.unlocked && slices.Contains(f.mv.ignored, res.From), a.outcome != nil && *a.outcome == storedIgnored:
 		res.Outcome = Superseded
-	case a.seen || a.first != nil || *a.outcome == storedAlready:
+	case a.unlocked || a.first != nil || *a.outcome == storedAlready:
 		res.Outcome = AlreadyApplied
 	case *a.outcome == storedApplied && a.written:
 		res.Outcome = Applied
@@ -260,16 +333,14 @@ func (f *firing[K, S, TX]) refusal(a *answer) error {
 	for _, ev := range m.Allowed(state) {
 		conflict.Allowed = append(conflict.Allowed, ev.name)
 	}
-	isSource := slices.Contains(f.mv.sources, state)
-	meant := isSource || target || slices.Contains(f.mv.ignored, state)
-	match, guard := value(a.match), value(a.guard)
-	switch {
-	case meant && match > 0:
-		conflict.Reason, conflict.Expr = ReasonMatch, f.call.match[match-1].text
-	case isSource && guard == versionGuard:
+	meant := slices.Contains(f.mv.sources, state) || target || slices.Contains(f.mv.ignored, state)
+	switch by := value(a.outcome); {
+	case meant && by < 0:
+		conflict.Reason, conflict.Expr = ReasonMatch, f.call.match[-by-1].text
+	case by == refusedVersion:
 		conflict.Reason, conflict.WantVersion, conflict.Version = ReasonVersion, *f.call.version, value(a.version)
-	case isSource && guard > 0:
-		return &GuardError{Machine: m.name, ID: f.id, Event: f.event.name, State: text, Expr: f.call.where[guard-1].text}
+	case by > refusedVersion:
+		return &GuardError{Machine: m.name, ID: f.id, Event: f.event.name, State: text, Expr: f.call.where[by-refusedVersion-1].text}
 	}
 	return conflict
 }
@@ -286,6 +357,7 @@ const (
 	codeReadOnly        = "25006"
 	codeCheck           = "23514"
 	codeInvalidText     = "22P02"
+	codeSeveralRows     = "21000"
 	codeUndefinedColumn = "42703"
 	codeUndefinedType   = "42704"
 	codeWrongType       = "42804"
@@ -298,6 +370,8 @@ func (f *firing[K, S, TX]) explain(err error) error {
 		return fmt.Errorf("%w: %w", ErrRetryTx, err)
 	case code == pg.CodeLockTimeout:
 		return fmt.Errorf("%w: %w", ErrBusy, err)
+	case code == codeSeveralRows:
+		return fmt.Errorf("%w: table %s: column %q is not unique: add a unique index (unless a statement of a trigger has failed): %w", ErrSchema, f.b.table, f.b.table.ID, err)
 	case code == codeCheck:
 		return f.explainTrigger(err)
 	case code == codeReadOnly:

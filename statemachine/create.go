@@ -29,7 +29,7 @@ import (
 func (b *Binding[K, S, TX]) Create(ctx context.Context, id K, state S, opts ...Option) (Result[S], error) {
 	f, err := b.newCreation(id, state, opts)
 	if err == nil {
-		err = f.prepare(ctx, b.db.Pool())
+		err = f.prepare(ctx, b.db.Pool(), true)
 	}
 	var res Result[S]
 	if err == nil {
@@ -55,7 +55,7 @@ func (b *Binding[K, S, TX]) CreateTx(ctx context.Context, tx TX, id K, state S, 
 	}
 	q := b.db.Tx(tx)
 	var res Result[S]
-	if err = f.prepare(ctx, q); err == nil {
+	if err = f.prepare(ctx, q, false); err == nil {
 		res, err = f.create(ctx, q, state, 0, lostInTx)
 		err = f.explain(err)
 	} else {
@@ -100,14 +100,14 @@ func (f *firing[K, S, TX]) create(ctx context.Context, q pg.Querier, state S, wa
 	}
 	sets := &call{sets: c.sets}
 	l, err := f.b.ready(ctx, q)
-	var sql string
+	var s *statement
 	if err == nil {
-		sql, err = l.statement(of, sets)
+		s, err = l.statement(of, parts{}, sets)
 	}
 	if err != nil {
 		return Result[S]{}, err
 	}
-	err = q.Run(ctx, pg.Stmt{SQL: sql, Args: append(args, sets.args(nil)...), Dest: []any{&a.to, &a.version, &a.seq, &a.at, &a.check, &a.restored}})
+	err = q.Run(ctx, pg.Stmt{SQL: s.sql, Args: append(args, sets.args(nil)...), Dest: []any{&a.to, &a.version, &a.seq, &a.at, &a.check, &a.restored}})
 	switch {
 	case err != nil:
 		return Result[S]{}, lost(ctx, err)
@@ -132,8 +132,8 @@ func (f *firing[K, S, TX]) created(ctx context.Context, q pg.Querier, state S) (
 	switch n := value(match); {
 	case rows == 0:
 		return Result[S]{}, fmt.Errorf("%w: nothing was inserted, and there is no row %v: a trigger, another unique constraint of %s, or a row outside of the scope", ErrDiverted, f.id, f.b.table)
-	case n > 0:
-		conflict.Reason, conflict.Expr = ReasonMatch, f.call.match[n-1].text
+	case n < 0:
+		conflict.Reason, conflict.Expr = ReasonMatch, f.call.match[-n-1].text
 		return Result[S]{}, conflict
 	case f.b.table.NoHistory:
 		return Result[S]{}, conflict
@@ -173,7 +173,7 @@ func (b *Binding[K, S, TX]) Adopt(ctx context.Context, actor string) (int64, err
 	}
 	err := errors.Join(errors.Join(f.call.findings...), b.faultOfScope())
 	if err == nil {
-		err = f.prepare(ctx, b.db.Pool())
+		err = f.prepare(ctx, b.db.Pool(), true)
 	}
 	var adopted int64
 	var unknown []error

@@ -230,8 +230,8 @@ func ExampleBinding_SQL() {
 		return nil
 	})
 	// Output:
-	// CASE WHEN false THEN 0 WHEN NOT COALESCE((amount < $8), false) THEN 1 ELSE 0 END AS pgonce_g, CASE WHEN false THEN 0 ELSE 0 END AS pgonce_m
-	// UPDATE "public"."orders" SET "state" = pgonce_to::pg_catalog.text, "paid_at" = $9::pg_catalog.timestamptz
+	// WHEN "state"::text COLLATE "C" = ANY ($2::text::text[]) THEN CASE WHEN false THEN 0 WHEN NOT COALESCE((amount < $7), false) THEN 11 ELSE 0 END
+	// UPDATE "public"."orders" SET "state" = pgonce_ht::pg_catalog.text, "paid_at" = $8::pg_catalog.timestamptz
 }
 
 func ExampleRule_Reversal() {

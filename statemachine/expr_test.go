@@ -176,9 +176,9 @@ func TestQuote(t *testing.T) {
 func TestShapesAreKeptAndBounded(t *testing.T) {
 	t.Parallel()
 	r, _ := Table{Name: "orders"}.resolve()
-	l := &layout{table: r, columns: map[string]column{"id": {"pg_catalog.int8", "N"}, "state": {"pg_catalog.text", "S"}}, idType: "bigint", shapes: map[shape]string{}}
+	l := &layout{table: r, columns: map[string]column{"id": {"pg_catalog.int8", "N"}, "state": {"pg_catalog.text", "S"}}, idType: "bigint", shapes: map[shape]*statement{}}
 	for i := range 2 * maxShapes {
-		if _, err := l.statement(onFireHistory, &call{where: []condition{{"amount = $1", []any{i}}}}); err != nil {
+		if _, err := l.statement(onFireHistory, parts{history: true}, &call{where: []condition{{"amount = $1", []any{i}}}}); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -186,9 +186,9 @@ func TestShapesAreKeptAndBounded(t *testing.T) {
 		t.Errorf("%d statements for one shape", n)
 	}
 	for i := range 2 * maxShapes {
-		sql, err := l.statement(onFireHistory, &call{where: []condition{{fmt.Sprintf("amount = %d", i), nil}}})
-		if err != nil || !strings.Contains(sql, fmt.Sprintf("(amount = %d)", i)) {
-			t.Fatalf("%v: %s", err, sql)
+		s, err := l.statement(onFireHistory, parts{history: true}, &call{where: []condition{{fmt.Sprintf("amount = %d", i), nil}}})
+		if err != nil || !strings.Contains(s.sql, fmt.Sprintf("(amount = %d)", i)) {
+			t.Fatalf("%v: %+v", err, s)
 		}
 	}
 	if n := len(l.shapes); n != maxShapes {

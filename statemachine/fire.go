@@ -36,7 +36,7 @@ const (
 // Cost: one statement; on pgx one round trip. A repeat takes no lock, no xid and
 // writes no WAL. Three more trips (BEGIN, the statement again, COMMIT) where the answer has to be
 // confirmed under the lock: a call with [Dedup] that is refused, and one that finds its
-// target reached and cannot tell by which event. The first call of a binding adds two. Locks: the row, FOR NO KEY
+// target reached and cannot tell by which event. One more where it has waited for a call that did the same. The first call of a binding adds two. Locks: the row, FOR NO KEY
 // UPDATE, so inserts that refer to the row do not wait. 40001 and 40P01 are tried
 // again, five times in all.
 func (b *Binding[K, S, TX]) Fire(ctx context.Context, id K, ev Event[S], opts ...Option) (Result[S], error) {
@@ -77,7 +77,7 @@ func (b *Binding[K, S, TX]) fireTx(ctx context.Context, tx TX, id K, ev Event[S]
 		return Result[S]{}, err
 	}
 	q := b.db.Tx(tx)
-	if err := f.prepare(ctx, q); err != nil {
+	if err := f.prepare(ctx, q, false); err != nil {
 		return Result[S]{}, lostInTx(ctx, err)
 	}
 	a, err := f.decide(ctx, q)
@@ -92,7 +92,7 @@ func (b *Binding[K, S, TX]) fire(ctx context.Context, id K, ev Event[S], opts []
 	if err != nil {
 		return Result[S]{}, err
 	}
-	if err := f.prepare(ctx, b.db.Pool()); err != nil {
+	if err := f.prepare(ctx, b.db.Pool(), true); err != nil {
 		return Result[S]{}, err
 	}
 	var a answer
@@ -114,7 +114,7 @@ func (b *Binding[K, S, TX]) retry(ctx context.Context, f *firing[K, S, TX], atte
 			return nil
 		}
 		err = f.explain(err)
-		if n == 1 && tableChanged(err) && f.prepare(ctx, b.db.Pool()) == nil {
+		if n == 1 && tableChanged(err) && f.prepare(ctx, b.db.Pool(), true) == nil {
 			continue
 		}
 		if n == maxAttempts || !errors.Is(err, ErrRetryTx) {
@@ -135,8 +135,11 @@ type firing[K ID, S StateType, TX any] struct {
 	call  call
 	arg   any  // the id
 	many  bool // it is for many rows, and id is one after the other
-	sql   string
 	uuid  bool // the column is one
+
+	layout *layout
+	parts  parts      // those of text
+	text   *statement // the last one
 }
 
 func (b *Binding[K, S, TX]) newFiring(id K, ev Event[S], opts []Option) (*firing[K, S, TX], error) {
@@ -207,8 +210,8 @@ func (f *firing[K, S, TX]) checkSets(required []string) {
 	}
 }
 
-// prepare finds the statement for this call.
-func (f *firing[K, S, TX]) prepare(ctx context.Context, q pg.Querier) error {
+// prepare finds the statement for this call, the first in a transaction of our own or of the caller's.
+func (f *firing[K, S, TX]) prepare(ctx context.Context, q pg.Querier, own bool) error {
 	l, err := f.b.ready(ctx, q)
 	if err == nil && !l.has(f.call.sets) {
 		l, err = f.b.inspect(ctx, q) // a column may have come since
@@ -225,23 +228,28 @@ func (f *firing[K, S, TX]) prepare(ctx context.Context, q pg.Querier) error {
 			return &InvalidError{"id", reason}
 		}
 	}
-	f.sql, err = l.statement(f.template(), &f.call)
+	f.layout, f.text = l, nil
+	_, err = f.statement(f.partsOf(own || f.call.timeout > 0, own, false))
 	return err
 }
 
-// template is the statement of one row, or of many.
-func (f *firing[K, S, TX]) template() template {
-	switch none := f.b.table.NoHistory; {
-	case f.many && none:
-		return onMany
-	case f.many:
-		return onManyHistory
-	case none:
-		return onFire
-	case f.call.dedup != nil:
-		return onFireDedup
+// statement is the one for these parts.
+func (f *firing[K, S, TX]) statement(p parts) (*statement, error) {
+	if f.text != nil && f.parts == p {
+		return f.text, nil
 	}
-	return onFireHistory
+	of := onFire
+	switch {
+	case f.many:
+		of = onMany
+	case p.history:
+		of = onFireHistory
+	}
+	s, err := f.layout.statement(of, p, &f.call)
+	if err == nil {
+		f.text, f.parts = s, p
+	}
+	return s, err
 }
 
 func pause(ctx context.Context, n int) error {

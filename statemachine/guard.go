@@ -29,7 +29,7 @@ func (b *Binding[K, S, TX]) FireFunc(ctx context.Context, id K, ev Event[S], gua
 		err = &InvalidError{"guard", "is nil: use Fire"}
 	}
 	if err == nil {
-		err = f.prepare(ctx, b.db.Pool())
+		err = f.prepare(ctx, b.db.Pool(), true)
 	}
 	var a answer
 	var refused error
@@ -57,7 +57,7 @@ func (b *Binding[K, S, TX]) FireFuncTx(ctx context.Context, tx TX, id K, ev Even
 		return f.conclude(answer{}, nil, err)
 	}
 	q := b.db.Tx(tx)
-	if err := f.prepare(ctx, q); err != nil {
+	if err := f.prepare(ctx, q, false); err != nil {
 		return f.conclude(answer{}, nil, lostInTx(ctx, err))
 	}
 	asked, err := f.lock(ctx, q, 0)
@@ -165,6 +165,9 @@ func (b *Binding[K, S, TX]) text(ctx context.Context, q pg.Querier, of template,
 	} else {
 		args = append(args, c.args(b.scope)...)
 	}
-	sql, err := l.statement(of, c)
-	return sql, args, err
+	s, err := l.statement(of, parts{}, c)
+	if err != nil {
+		return "", nil, err
+	}
+	return s.sql, args, nil
 }

@@ -21,7 +21,7 @@ type layout struct {
 	findings []Finding // what is wrong with it
 
 	mu     sync.Mutex
-	shapes map[shape]string // statements
+	shapes map[shape]*statement
 }
 
 type column struct{ typ, category string }
@@ -42,7 +42,7 @@ func inspect(ctx context.Context, q pg.Querier, t resolved, kind idKind, numbers
 
 // look is inspect with all that is wrong with the table.
 func look(ctx context.Context, q pg.Querier, t resolved, kind idKind, numbers bool) (*layout, []Finding, error) {
-	l := &layout{table: t, columns: map[string]column{}, shapes: map[shape]string{}}
+	l := &layout{table: t, columns: map[string]column{}, shapes: map[shape]*statement{}}
 	isTable := true
 	for scan, err := range q.Query(ctx, sqlColumns, t.schema, t.name) {
 		var name string

@@ -115,7 +115,7 @@ func (b *Binding[K, S, TX]) newMany(ids []K, ev Event[S], opts []Option) (*many[
 
 // prepare finds the statement, and ids that the server would refuse with all the others.
 func (m *many[K, S, TX]) prepare(ctx context.Context, q pg.Querier) error {
-	if err := m.f.prepare(ctx, q); err != nil || m.f.b.kind != idText || !m.f.uuid {
+	if err := m.f.prepare(ctx, q, false); err != nil || m.f.b.kind != idText || !m.f.uuid {
 		return err
 	}
 	for _, id := range m.ids {
@@ -242,30 +242,33 @@ const waitsOfMany = 4
 
 // run is one statement. The answer at place i is that of chunk[i].
 func (m *many[K, S, TX]) run(ctx context.Context, q pg.Querier, chunk []K, wait time.Duration, held bool) ([]answer, error) {
-	var unused answer
-	stmt := m.f.stmt(&unused, wait, held)
-	stmt.Args[0] = idArray(chunk)
-	alone := m.f.call.dedup == nil && m.f.b.kind != idText // an id of another kind has one notation
-	stmt.Args[5] = alone
+	limit := m.f.call.waitFor(wait)
+	p := m.f.partsOf(limit > 0, wait > 0, held)
+	s, err := m.f.statement(p)
+	if err != nil {
+		return nil, err
+	}
+	args := append(s.pick(m.f.args(idArray(chunk), limit)), m.f.call.args(m.f.b.scope)...)
 	answers := make([]answer, len(chunk))
 	byEntity := make(map[string]*answer, len(chunk))
-	if alone {
+	if p.alone {
 		for i, id := range chunk {
 			byEntity[fmt.Sprint(idArg(id))] = &answers[i]
 		}
 	}
 	patient := pg.WithNetTimeout(ctx, waitsOfMany*pg.NetTimeout(ctx)) // who gives up does not know what becomes of the chunk
-	for scan, err := range q.Query(patient, stmt.SQL, stmt.Args...) {
+	for scan, err := range q.Query(patient, s.sql, args...) {
 		var kind int64
-		var place *int64
+		var place, rows *int64
 		var entity *string
 		var a answer
 		if err == nil {
-			err = scan(&kind, &place, &a.rows, &entity, &a.from, &a.to, &a.outcome, &a.guard, &a.match, &a.version, &a.seq, &a.at, &a.first)
+			err = scan(&kind, &place, &rows, &entity, &a.from, &a.to, &a.outcome, &a.version, &a.seq, &a.at, &a.first)
 		}
 		if err != nil {
 			return nil, err
 		}
+		a.rows, a.locked = value(rows), rows != nil
 		switch kind {
 		case rowPlan:
 			answers[*place-1] = a
@@ -275,7 +278,7 @@ func (m *many[K, S, TX]) run(ctx context.Context, q pg.Querier, chunk []K, wait 
 			if to == nil {
 				return nil, fmt.Errorf("%w: row %s was moved, which is none of these", ErrSchema, *entity)
 			}
-			if alone {
+			if p.alone {
 				*to = a
 			}
 			to.written, to.seq, to.at = true, a.seq, a.at

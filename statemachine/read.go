@@ -57,7 +57,7 @@ func (b *Binding[K, S, TX]) readable(ctx context.Context, q pg.Querier, id K) er
 	if err := b.faultOfScope(); err != nil {
 		return err
 	}
-	return f.prepare(ctx, q)
+	return f.prepare(ctx, q, false)
 }
 
 // unread names the failure of a statement that only reads.
@@ -238,10 +238,11 @@ func (b *Binding[K, S, TX]) readBreaks(ctx context.Context, yield func(Break) bo
 	return nil
 }
 
-// Statements are the texts that calls with the same options run. $1 and the following are explained in the package's SQL files;
+// Statements are the texts that calls with the same options run. Their arguments are explained in the package's SQL files, where those
+// that a text does not use are left out and the others move up;
 // the arguments of the options come after those, in the order Where, Match, Set, and then those of the scope.
 type Statements struct {
-	Fire     string // of Fire and FireTx, and of FireFunc after its guard
+	Fire     string // of Fire; where no event needs the last move, or the transaction is the caller's, the text is a part of this
 	FireMany string // of FireMany, FireManyTx, and Sweep after Due
 	Create   string
 	Due      string // of Sweep; "" without Table.Since
@@ -258,24 +259,32 @@ func (b *Binding[K, S, TX]) SQL(ctx context.Context, opts ...Option) (Statements
 	if len(c.findings) > 0 {
 		return Statements{}, fmt.Errorf("statemachine: SQL of %q: %w", b.m.name, c.findings[0])
 	}
-	var out Statements
-	fire, manyRows, create := onFireHistory, onManyHistory, onCreateHistory
-	if b.table.NoHistory {
-		fire, manyRows, create = onFire, onMany, onCreate
-	} else if c.dedup != nil {
-		fire = onFireDedup
+	p := parts{history: !b.table.NoHistory, dedup: c.dedup != nil, unlocked: !c.lock && c.dedup == nil, wait: true}
+	for _, mv := range b.m.events {
+		p.untold = p.untold || mv.shared
 	}
+	p.last = p.untold && p.unlocked
+	fire, create := onFireHistory, onCreateHistory
+	if b.table.NoHistory {
+		fire, create = onFire, onCreate
+	}
+	var out Statements
 	l, err := b.ready(ctx, b.db.Pool())
 	for _, s := range []struct {
 		to *string
 		of template
+		p  parts
 		c  *call
-	}{{&out.Fire, fire, &c}, {&out.FireMany, manyRows, &c}, {&out.Create, create, &call{sets: c.sets}}, {&out.Due, onDueFirst, &call{}}} {
-		if err == nil && (s.of != onDueFirst || b.table.Since != "") {
-			err = l.known(s.c.sets)
+	}{{&out.Fire, fire, p, &c}, {&out.FireMany, onMany, p, &c}, {&out.Create, create, parts{}, &call{sets: c.sets}}, {&out.Due, onDueFirst, parts{}, &call{}}} {
+		if err != nil || s.of == onDueFirst && b.table.Since == "" {
+			continue
 		}
-		if err == nil && (s.of != onDueFirst || b.table.Since != "") {
-			*s.to, err = l.statement(s.of, s.c)
+		var made *statement
+		if err = l.known(s.c.sets); err == nil {
+			made, err = l.statement(s.of, s.p, s.c)
+		}
+		if err == nil {
+			*s.to = made.sql
 		}
 	}
 	if err != nil {

@@ -3,123 +3,130 @@ package statemachine
 // Statements on a user's table are written for "public"."orders" with its columns "id" (bigint)
 // and "state" (text), so that they can be read, run and tested as they stand. [layout.render]
 // puts in the table's own names and types, and the caller's expressions where a comment
-// marks their place.
+// marks their place. What stands between the two marks of a name is left out for a call that has no use for it ([parts]): the
+// server prepares and runs no more than it must.
 //
 // Every condition on the row is evaluated in pgonce_cur, on the version that is locked. One
 // in the UPDATE would be tested on the version of before the wait first.
 const (
 	// sqlFire decides and moves one row, without a history. Locks: the row, FOR NO KEY UPDATE,
-	// unless pgonce_seen has the answer. Index: the one of "id".
+	// unless it answers without. Index: the one of "id".
+	//
+	// pgonce_o is what is decided: an outcome as it is stored; below zero, the number of a Match that does not hold; from 10,
+	// the number of a Where, 10 being the version's. NULL is a refusal by the state alone.
+	//
+	// pgonce_cur passes over a row that can be answered without a lock: in the statement's snapshot it is where
+	// the event leads, or where it is ignored. The column after the fixed ones has its state, from the same snapshot. It is empty for a row that was not passed over
+	// in the snapshot and is, in the version that could be locked after a wait: then nothing is known, and it takes
+	// another statement.
+	//
+	// If an id has more rows than one, all of them are moved, the sub-select of pgonce_moved fails (21000), and the statement
+	// with it.
 	//
 	// $1 id, $2 sources, $3 targets, $4 states where it has been applied, $5 states where it is
-	// ignored, $6 may answer without a lock, $7 how long to wait for it in ms, or 0 to leave that to the
-	// transaction. A shorter limit of the role stands. The limit of before is put back by the statement itself, at
-	// its end; if it fails, by the end of what it has failed.
+	// ignored, $6 how long to wait for the lock in ms. A shorter limit of the role stands. In a transaction of the caller's the limit of before is put
+	// back by the statement itself (the marks of "restore"), at its end; if it fails, by the end of what it has failed.
 	sqlFire = `
-WITH pgonce_wait AS MATERIALIZED (
+WITH /*restore*/pgonce_wait AS MATERIALIZED (
   SELECT pg_catalog.current_setting('lock_timeout') AS pgonce_was,
-         pg_catalog.set_config('lock_timeout', (LEAST($7::bigint, NULLIF((1000 * extract(epoch FROM pg_catalog.current_setting('lock_timeout')::interval))::bigint, 0)))::text, true) AS pgonce_w
-   WHERE $7::bigint > 0
-), pgonce_seen AS MATERIALIZED (
-  SELECT "state"::text COLLATE "C" AS pgonce_s, NULL::bigint /*version*/ AS pgonce_sv
-    FROM "public"."orders"
-   WHERE "id" = $1::bigint /*scope*/ AND $6::boolean AND pg_catalog.current_setting('transaction_isolation') = 'read committed'
-     AND "state"::text COLLATE "C" = ANY ($4::text::text[] || $5::text::text[]) /*matches*/
-), pgonce_cur AS MATERIALIZED (
+         pg_catalog.set_config('lock_timeout', (LEAST($6::bigint, NULLIF((1000 * extract(epoch FROM pg_catalog.current_setting('lock_timeout')::interval))::bigint, 0)))::text, true) AS pgonce_w
+), /*end restore*/pgonce_cur AS MATERIALIZED (
   SELECT "state"::text COLLATE "C" AS pgonce_f, NULL::bigint /*version*/ AS pgonce_v, "id"::text AS pgonce_e,
-         CASE WHEN false THEN 0 /*where*/ ELSE 0 END AS pgonce_g, CASE WHEN false THEN 0 /*match*/ ELSE 0 END AS pgonce_m
+         CASE WHEN false THEN 0 /*match*/
+              WHEN "state"::text COLLATE "C" = ANY ($2::text::text[]) THEN CASE WHEN false THEN 0 /*where*/ ELSE 0 END
+              WHEN "state"::text COLLATE "C" = ANY ($4::text::text[]) THEN 1
+              WHEN "state"::text COLLATE "C" = ANY ($5::text::text[]) THEN 2 END AS pgonce_o
     FROM "public"."orders"
-   WHERE "id" = $1::bigint /*scope*/ AND NOT EXISTS (SELECT FROM pgonce_seen) AND (SELECT pg_catalog.count(pgonce_w) FROM pgonce_wait) >= 0
+   WHERE "id" = $1::bigint /*scope*/ /*restore*/AND (SELECT pg_catalog.count(pgonce_w) FROM pgonce_wait) >= 0 /*end restore*//*wait*/
+     AND (SELECT pg_catalog.set_config('lock_timeout', CASE pg_catalog.current_setting('lock_timeout') WHEN '0' THEN $6::bigint::text
+                 ELSE LEAST($6::bigint, (1000 * extract(epoch FROM pg_catalog.current_setting('lock_timeout')::interval))::bigint)::text END, true)) IS NOT NULL /*end wait*//*unlocked*/
+     AND (("state"::text COLLATE "C" = ANY ($4::text::text[]) OR "state"::text COLLATE "C" = ANY ($5::text::text[]))
+          AND pg_catalog.current_setting('transaction_isolation') = 'read committed' /*matches*/) IS NOT TRUE /*end unlocked*/
      FOR NO KEY UPDATE
-), pgonce_plan AS MATERIALIZED (
-  SELECT pgonce_f, pgonce_v, pgonce_e, pgonce_g, pgonce_m, pg_catalog.count(*) OVER () AS pgonce_n,
-         ($3::text::text[])[pg_catalog.array_position($2::text::text[], pgonce_f)] AS pgonce_to,
-         CASE WHEN pg_catalog.count(*) OVER () > 1 OR pgonce_m <> 0 THEN NULL
-              WHEN pgonce_f = ANY ($2::text::text[]) THEN CASE WHEN pgonce_g = 0 THEN 0 END
-              WHEN pgonce_f = ANY ($4::text::text[]) THEN 1
-              WHEN pgonce_f = ANY ($5::text::text[]) THEN 2 END AS pgonce_o
-    FROM pgonce_cur
+), pgonce_to AS MATERIALIZED (
+  SELECT ($3::text::text[])[pg_catalog.array_position($2::text::text[], pgonce_f)] AS pgonce_ht FROM pgonce_cur WHERE pgonce_o = 0
 ), pgonce_moved AS (
-  UPDATE "public"."orders" SET "state" = pgonce_to::text /*as state*/ /*set*/
-    FROM pgonce_plan
-   WHERE "id" = $1::bigint /*scope*/ AND pgonce_o = 0
+  UPDATE "public"."orders" SET "state" = pgonce_ht::text /*as state*/ /*set*/
+    FROM pgonce_to
+   WHERE "id" = $1::bigint /*scope*/
   RETURNING "state"::text COLLATE "C" AS pgonce_t
 )
-SELECT pgonce_n, COALESCE(pgonce_s, pgonce_f), pgonce_t, pgonce_o, pgonce_s IS NOT NULL, NULL::text, pgonce_t IS NOT NULL,
-       pgonce_g, pgonce_m, COALESCE(pgonce_sv, pgonce_v), NULL::bigint, NULL::timestamptz,
-       CASE WHEN pgonce_o = 0 AND (pgonce_t = pgonce_to) IS NOT TRUE THEN ('pgonce: diverted ' || pgonce_e)::int END,
-       (SELECT pg_catalog.count(pg_catalog.set_config('lock_timeout', pgonce_was, true)) FROM pgonce_wait)
-  FROM (SELECT 1) AS pgonce_one LEFT JOIN pgonce_seen ON true LEFT JOIN pgonce_plan ON true LEFT JOIN pgonce_moved ON true`
+SELECT pgonce_e IS NOT NULL, pgonce_f, pgonce_o, pgonce_v,
+       CASE WHEN pgonce_ht IS NOT NULL THEN CASE (SELECT pgonce_t FROM pgonce_moved) WHEN pgonce_ht THEN pgonce_ht ELSE ('pgonce: diverted ' || pgonce_e)::int::text END END,
+       NULL::bigint, NULL::timestamptz/*unlocked*/,
+       CASE WHEN pgonce_e IS NULL THEN (
+         SELECT CASE WHEN ("state"::text COLLATE "C" = ANY ($4::text::text[]) OR "state"::text COLLATE "C" = ANY ($5::text::text[]))
+                          AND pg_catalog.current_setting('transaction_isolation') = 'read committed' /*matches*/
+                     THEN COALESCE((NULL::bigint /*version*/)::text, '') || ':' || "state"::text ELSE '' END
+           FROM "public"."orders" WHERE "id" = $1::bigint /*scope*/) END/*end unlocked*//*restore*/,
+       (SELECT pg_catalog.count(pg_catalog.set_config('lock_timeout', pgonce_was, true)) FROM pgonce_wait)/*end restore*/
+  FROM (SELECT 1) AS pgonce_one LEFT JOIN pgonce_cur ON true LEFT JOIN pgonce_to ON true`
 
-	// sqlFireHistory is sqlFire with a history and with dedup ids. The row of the history comes
-	// first and the move depends on it, so an id is used once whatever else goes wrong:
-	// its unique index is the arbiter. Without an id nothing can be in its way: what is between the marks is left out ([without]), and the server is spared to look. Index of "transition": transition_dedup to look an id up, the
+	// sqlFireHistory is sqlFire with a history. The row of the history comes
+	// first and the move depends on it, so a dedup id is used once whatever else goes wrong:
+	// its unique index is the arbiter. Without an id nothing can be in its way. Indexes of "transition": transition_dedup to look an id up, the
 	// primary key for the last move.
 	//
-	// pgonce_last is trusted in two cases only: in pgonce_seen, which reads the row and its history in one
-	// snapshot; and when $12 says that this transaction has held the row's lock since before
-	// the statement. Otherwise the statement may have waited for the lock, and the history is older than the row.
+	// pgonce_last is the target of the row's last move, if this event has made it: a state to which other events lead too does not tell. It is
+	// trusted in two cases only: without a lock, where the row and its history are read in one
+	// snapshot; and when this transaction has held the row's lock since before
+	// the statement (the marks of "held"). Otherwise the statement may have waited for the lock, and the history is older than the row ("untold").
 	//
-	// $8 machine, $9 event, $10 dedup id, $11 the state alone does not tell, $12 the row is locked
-	// already, $13 actor, $14 meta.
+	// $7 machine, $8 event, $9 actor, $10 meta, $11 dedup id.
 	sqlFireHistory = `
-WITH pgonce_wait AS MATERIALIZED (
+WITH /*restore*/pgonce_wait AS MATERIALIZED (
   SELECT pg_catalog.current_setting('lock_timeout') AS pgonce_was,
-         pg_catalog.set_config('lock_timeout', (LEAST($7::bigint, NULLIF((1000 * extract(epoch FROM pg_catalog.current_setting('lock_timeout')::interval))::bigint, 0)))::text, true) AS pgonce_w
-   WHERE $7::bigint > 0
-), /*dedup*/pgonce_dup AS MATERIALIZED (
+         pg_catalog.set_config('lock_timeout', (LEAST($6::bigint, NULLIF((1000 * extract(epoch FROM pg_catalog.current_setting('lock_timeout')::interval))::bigint, 0)))::text, true) AS pgonce_w
+), /*end restore*//*dedup*/pgonce_dup AS MATERIALIZED (
   SELECT event AS pgonce_de, from_state AS pgonce_df, to_state AS pgonce_dt, outcome AS pgonce_do,
          version AS pgonce_dv, seq AS pgonce_ds, at AS pgonce_da
     FROM "pgonce"."transition"
-   WHERE entity = $1::bigint::text AND machine = $8::text AND dedup = $10::text /*scoped*/
-), /*end*/pgonce_last AS MATERIALIZED (
-  SELECT event AS pgonce_le, to_state AS pgonce_lt
+   WHERE entity = $1::bigint::text AND machine = $7::text AND dedup = $11::text /*scoped*/
+), /*end dedup*//*last*/pgonce_last AS MATERIALIZED (
+  SELECT CASE event WHEN $8::text THEN to_state END AS pgonce_lt
     FROM "pgonce"."transition"
-   WHERE entity = $1::bigint::text AND machine = $8::text AND outcome = 0 AND $11::boolean
+   WHERE entity = $1::bigint::text AND machine = $7::text AND outcome = 0
    ORDER BY seq DESC LIMIT 1
-), pgonce_seen AS MATERIALIZED (
-  SELECT "state"::text COLLATE "C" AS pgonce_s, NULL::bigint /*version*/ AS pgonce_sv
-    FROM "public"."orders"
-   WHERE "id" = $1::bigint /*scope*/ AND $6::boolean AND pg_catalog.current_setting('transaction_isolation') = 'read committed'
-     AND ("state"::text COLLATE "C" = ANY ($5::text::text[])
-          OR "state"::text COLLATE "C" = ANY ($4::text::text[])
-             AND (NOT $11::boolean OR EXISTS (SELECT FROM pgonce_last WHERE pgonce_le = $9::text AND pgonce_lt = "state"::text COLLATE "C"))) /*matches*/
-), pgonce_cur AS MATERIALIZED (
+), /*end last*/pgonce_cur AS MATERIALIZED (
   SELECT "state"::text COLLATE "C" AS pgonce_f, NULL::bigint /*version*/ AS pgonce_v, "id"::text AS pgonce_e,
-         CASE WHEN false THEN 0 /*where*/ ELSE 0 END AS pgonce_g, CASE WHEN false THEN 0 /*match*/ ELSE 0 END AS pgonce_m
+         CASE WHEN false THEN 0 /*match*/
+              WHEN "state"::text COLLATE "C" = ANY ($2::text::text[]) THEN CASE WHEN false THEN 0 /*where*/ ELSE 0 END
+              WHEN "state"::text COLLATE "C" = ANY ($4::text::text[]) THEN
+                   CASE WHEN true /*held*/AND "state"::text COLLATE "C" = (SELECT pgonce_lt FROM pgonce_last) /*end held*//*untold*/AND false /*end untold*/THEN 1 END
+              WHEN "state"::text COLLATE "C" = ANY ($5::text::text[]) THEN 2 END AS pgonce_o
     FROM "public"."orders"
-   WHERE "id" = $1::bigint /*scope*/ AND /*dedup*/NOT EXISTS (SELECT FROM pgonce_dup) AND /*end*/NOT EXISTS (SELECT FROM pgonce_seen) AND (SELECT pg_catalog.count(pgonce_w) FROM pgonce_wait) >= 0
+   WHERE "id" = $1::bigint /*scope*/ /*dedup*/AND NOT EXISTS (SELECT FROM pgonce_dup) /*end dedup*//*restore*/AND (SELECT pg_catalog.count(pgonce_w) FROM pgonce_wait) >= 0 /*end restore*//*wait*/
+     AND (SELECT pg_catalog.set_config('lock_timeout', CASE pg_catalog.current_setting('lock_timeout') WHEN '0' THEN $6::bigint::text
+                 ELSE LEAST($6::bigint, (1000 * extract(epoch FROM pg_catalog.current_setting('lock_timeout')::interval))::bigint)::text END, true)) IS NOT NULL /*end wait*//*unlocked*/
+     AND (("state"::text COLLATE "C" = ANY ($4::text::text[]) /*last*/AND "state"::text COLLATE "C" = (SELECT pgonce_lt FROM pgonce_last) /*end last*/OR "state"::text COLLATE "C" = ANY ($5::text::text[]))
+          AND pg_catalog.current_setting('transaction_isolation') = 'read committed' /*matches*/) IS NOT TRUE /*end unlocked*/
      FOR NO KEY UPDATE
-), pgonce_plan AS MATERIALIZED (
-  SELECT pgonce_f, pgonce_v, pgonce_e, pgonce_g, pgonce_m, pg_catalog.count(*) OVER () AS pgonce_n,
-         ($3::text::text[])[pg_catalog.array_position($2::text::text[], pgonce_f)] AS pgonce_to,
-         CASE WHEN pg_catalog.count(*) OVER () > 1 OR pgonce_m <> 0 THEN NULL
-              WHEN pgonce_f = ANY ($2::text::text[]) THEN CASE WHEN pgonce_g = 0 THEN 0 END
-              WHEN pgonce_f = ANY ($4::text::text[]) THEN
-                   CASE WHEN NOT $11::boolean OR $12::boolean AND EXISTS (SELECT FROM pgonce_last WHERE pgonce_le = $9::text AND pgonce_lt = pgonce_f) THEN 1 END
-              WHEN pgonce_f = ANY ($5::text::text[]) THEN 2 END AS pgonce_o
-    FROM pgonce_cur
 ), pgonce_h AS (
-  INSERT INTO "pgonce"."transition" (version, outcome, machine, entity, event, from_state, to_state, dedup, actor, meta)
-  SELECT pgonce_v + CASE pgonce_o WHEN 0 THEN 1 ELSE 0 END, pgonce_o, $8::text, pgonce_e, $9::text,
-         pgonce_f, CASE pgonce_o WHEN 0 THEN pgonce_to ELSE pgonce_f END, $10::text, $13::text, $14::text::jsonb
-    FROM pgonce_plan
-   WHERE pgonce_o = 0 OR pgonce_o > 0 AND $10::text IS NOT NULL
-  ON CONFLICT DO NOTHING /*of ids*/
-  RETURNING outcome AS pgonce_ho, seq AS pgonce_hs, at AS pgonce_ha
+  INSERT INTO "pgonce"."transition" (version, outcome, machine, entity, event, from_state, to_state, actor, meta, dedup)
+  SELECT pgonce_v + CASE pgonce_o WHEN 0 THEN 1 ELSE 0 END, pgonce_o, $7::text, pgonce_e, $8::text, pgonce_f,
+         CASE pgonce_o WHEN 0 THEN ($3::text::text[])[pg_catalog.array_position($2::text::text[], pgonce_f)] ELSE pgonce_f END,
+         $9::text, $10::text::jsonb, /*dedup*/$11::text/*end dedup*//*no dedup NULL*/
+    FROM pgonce_cur
+   WHERE pgonce_o = 0 /*dedup*/OR pgonce_o IN (1, 2)
+  ON CONFLICT DO NOTHING /*end dedup*/
+  RETURNING outcome AS pgonce_ho, to_state AS pgonce_ht, seq AS pgonce_hs, at AS pgonce_ha
 ), pgonce_moved AS (
-  UPDATE "public"."orders" SET "state" = pgonce_to::text /*as state*/ /*set*/
-    FROM pgonce_plan, pgonce_h
+  UPDATE "public"."orders" SET "state" = pgonce_ht::text /*as state*/ /*set*/
+    FROM pgonce_h
    WHERE "id" = $1::bigint /*scope*/ AND pgonce_ho = 0
   RETURNING "state"::text COLLATE "C" AS pgonce_t
 )
-SELECT pgonce_n, COALESCE(/*dedup*/pgonce_df, /*end*/pgonce_s, pgonce_f), COALESCE(/*dedup*/pgonce_dt, /*end*/pgonce_t), COALESCE(/*dedup*/pgonce_do, /*end*/pgonce_o),
-       pgonce_s IS NOT NULL, COALESCE(/*dedup*/pgonce_de, /*end*/NULL::text), pgonce_ho IS NOT NULL, pgonce_g, pgonce_m,
-       COALESCE(/*dedup*/pgonce_dv, /*end*/pgonce_sv, pgonce_v), COALESCE(/*dedup*/pgonce_ds, /*end*/pgonce_hs), COALESCE(/*dedup*/pgonce_da, /*end*/pgonce_ha),
-       CASE WHEN pgonce_ho = 0 AND (pgonce_t = pgonce_to) IS NOT TRUE THEN ('pgonce: diverted ' || pgonce_e)::int END,
-       (SELECT pg_catalog.count(pg_catalog.set_config('lock_timeout', pgonce_was, true)) FROM pgonce_wait)
-  FROM (SELECT 1) AS pgonce_one /*dedup*/LEFT JOIN pgonce_dup ON true /*end*/LEFT JOIN pgonce_seen ON true LEFT JOIN pgonce_plan ON true
-       LEFT JOIN pgonce_h ON true LEFT JOIN pgonce_moved ON true`
+SELECT pgonce_e IS NOT NULL, pgonce_f, pgonce_o, pgonce_v,
+       CASE WHEN pgonce_ho = 0 THEN CASE (SELECT pgonce_t FROM pgonce_moved) WHEN pgonce_ht THEN pgonce_ht ELSE ('pgonce: diverted ' || pgonce_e)::int::text END ELSE pgonce_ht END,
+       pgonce_hs, pgonce_ha/*unlocked*/,
+       CASE WHEN pgonce_e IS NULL THEN (
+         SELECT CASE WHEN ("state"::text COLLATE "C" = ANY ($4::text::text[]) /*last*/AND "state"::text COLLATE "C" = (SELECT pgonce_lt FROM pgonce_last) /*end last*/OR "state"::text COLLATE "C" = ANY ($5::text::text[]))
+                          AND pg_catalog.current_setting('transaction_isolation') = 'read committed' /*matches*/
+                     THEN COALESCE((NULL::bigint /*version*/)::text, '') || ':' || "state"::text ELSE '' END
+           FROM "public"."orders" WHERE "id" = $1::bigint /*scope*/) END/*end unlocked*//*dedup*/,
+       pgonce_de, pgonce_df, pgonce_dt, pgonce_do, pgonce_dv, pgonce_ds, pgonce_da/*end dedup*//*restore*/,
+       (SELECT pg_catalog.count(pg_catalog.set_config('lock_timeout', pgonce_was, true)) FROM pgonce_wait)/*end restore*/
+  FROM (SELECT 1) AS pgonce_one /*dedup*/LEFT JOIN pgonce_dup ON true /*end dedup*/LEFT JOIN pgonce_cur ON true LEFT JOIN pgonce_h ON true`
 
 	// sqlColumns describes a table's columns: name, type (what a domain is made of), the type's category, and
 	// whether it is a table. Locks: ACCESS SHARE on the catalog.

@@ -14,9 +14,7 @@ type template byte
 const (
 	onFire template = iota
 	onFireHistory
-	onFireDedup
 	onMany
-	onManyHistory
 	onLock
 	onKnown
 	onCreate
@@ -34,68 +32,65 @@ const (
 	onBreaks
 )
 
-// templates are the texts, and how many arguments each has before those of options and scope.
-var templates = [...]struct {
-	text string
-	args int
-}{
-	onFire: {sqlFire, fixedArgs}, onFireHistory: {without("dedup", sqlFireHistory), fixedArgs + historyArgs}, onFireDedup: {sqlFireHistory, fixedArgs + historyArgs},
-	onMany: {without("history", sqlMany), fixedArgs}, onManyHistory: {sqlMany, fixedArgs + historyArgs},
-	onLock: {sqlLock, 2}, onKnown: {sqlKnown, 3},
-	onCreate: {sqlCreate, 3}, onCreateHistory: {sqlCreateHistory, 7}, onCreated: {sqlCreated, 1}, onCreation: {sqlCreation, 3},
-	onDue: {sqlDue, 5}, onDueFirst: {sqlDueFirst, 3}, onDueAmong: {sqlDueAmong, 3},
-	onUnadopted: {sqlUnadopted, 2}, onUnadoptedFirst: {sqlUnadoptedFirst, 1}, onAdopt: {sqlAdopt, 5},
-	onState: {sqlState, 1}, onHistory: {sqlHistory, 2}, onBreaks: {sqlBreaks, 2},
+var templates = [...]string{
+	onFire: sqlFire, onFireHistory: sqlFireHistory, onMany: sqlMany, onLock: sqlLock, onKnown: sqlKnown,
+	onCreate: sqlCreate, onCreateHistory: sqlCreateHistory, onCreated: sqlCreated, onCreation: sqlCreation,
+	onDue: sqlDue, onDueFirst: sqlDueFirst, onDueAmong: sqlDueAmong, onUnadopted: sqlUnadopted, onUnadoptedFirst: sqlUnadoptedFirst,
+	onAdopt: sqlAdopt, onState: sqlState, onHistory: sqlHistory, onBreaks: sqlBreaks,
 }
 
-// without leaves out what a text has between such marks, and puts in what it has instead.
-func without(mark, text string) string {
-	var b strings.Builder
-	for {
-		before, rest, found := strings.Cut(text, "/*"+mark+"*/")
-		b.WriteString(before)
-		if !found {
-			return strings.NewReplacer("/*bare ", "", "NULL*/", "NULL").Replace(b.String())
-		}
-		_, text, _ = strings.Cut(rest, "/*end*/")
+// statement is the text of a call and the numbers, in its template, of the arguments that it has; those of options and of the scope
+// come after them.
+type statement struct {
+	sql  string
+	args []int
+}
+
+// pick are the arguments of the statement, all being those of its template.
+func (s *statement) pick(all []any) []any {
+	picked := make([]any, 0, len(all)+8)
+	for _, n := range s.args {
+		picked = append(picked, all[n-1])
 	}
+	return picked
 }
 
-// statement is the SQL text for a call. Texts are the same for all calls of one shape, so that
+// statement is the SQL for a call. Texts are the same for all calls of one shape, so that
 // servers and client libraries can keep them prepared.
-func (l *layout) statement(of template, c *call) (string, error) {
-	key := shape{of, c.shape()}
+func (l *layout) statement(of template, p parts, c *call) (*statement, error) {
+	key := shape{of, p, c.shape()}
 	l.mu.Lock()
-	sql, ok := l.shapes[key]
+	found, ok := l.shapes[key]
 	l.mu.Unlock()
 	if ok {
-		return sql, nil
+		return found, nil
 	}
-	sql, err := l.render(of, c)
+	found, err := l.render(of, p, c)
 	if err != nil {
-		return "", err
+		return nil, err
 	}
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if len(l.shapes) < maxShapes {
-		l.shapes[key] = sql
+		l.shapes[key] = found
 	}
-	return sql, nil
+	return found, nil
 }
 
 // shape is what the text of a statement depends on.
 type shape struct {
 	of      template
+	parts   parts
 	options string
 }
 
 // shape is what the text of a statement depends on, of a call.
 func (c *call) shape() string {
-	if c.version == nil && c.dedup == nil && len(c.where) == 0 && len(c.match) == 0 && len(c.sets) == 0 {
+	if c.version == nil && len(c.where) == 0 && len(c.match) == 0 && len(c.sets) == 0 {
 		return ""
 	}
 	var b strings.Builder
-	fmt.Fprintf(&b, "%t%t", c.version != nil, c.dedup != nil)
+	fmt.Fprintf(&b, "%t", c.version != nil)
 	for _, w := range c.where {
 		fmt.Fprintf(&b, "w%d%q", len(w.args), w.text)
 	}
@@ -108,15 +103,12 @@ func (c *call) shape() string {
 	return b.String()
 }
 
-// versionGuard is what pgonce_g says when it is the version that does not hold. The
-// conditions of Where count from 1.
-const versionGuard = -1
-
 // render puts the table's names and types and the call's expressions into the template. The
 // replacer passes over the text once, so nothing that it puts in is replaced in turn.
-func (l *layout) render(of template, c *call) (string, error) {
+func (l *layout) render(of template, p parts, c *call) (*statement, error) {
 	t := l.table
-	f := fragments{next: templates[of].args + 1}
+	text, args := numbered(p.of(templates[of]))
+	f := fragments{next: len(args) + 1}
 	version, order := "NULL::bigint", quote(t.ID)
 	if t.Version != "" {
 		version = quote(t.Version) + "::bigint"
@@ -126,25 +118,20 @@ func (l *layout) render(of template, c *call) (string, error) {
 		order += `::text COLLATE "C"`
 	}
 	if c.version != nil {
-		fmt.Fprintf(&f.where, " WHEN NOT COALESCE(%s = %s::bigint, false) THEN %d", quote(t.Version), f.arg(), versionGuard)
+		fmt.Fprintf(&f.where, " WHEN NOT COALESCE(%s = %s::bigint, false) THEN %d", quote(t.Version), f.arg(), refusedVersion)
 	}
 	f.addSince(t)
 	f.add(c, l.columns)
-	arbiter := "\n  ON CONFLICT DO NOTHING"
-	if c.dedup == nil {
-		arbiter = ""
-	}
 	id := l.cast("$1")
 	scope, scoped := f.scope(t)
-	return strings.NewReplacer(
+	return &statement{strings.NewReplacer(
 		`"public"."orders"`, t.String(), `"id" /*order*/`, order, `"id"`, quote(t.ID), `"state"`, quote(t.State), `"since"`, quote(t.Since),
 		`"`+pg.DefaultSchema+`"`, quote(t.Schema), `$1::bigint`, id, `::bigint /*id*/`, "::"+l.idType, `::bigint[]`, "::"+l.idType+"[]",
 		`::text /*as state*/`, "::"+l.columns[t.State].typ, `NULL::bigint /*version*/`, version,
 		` /*where*/`, f.where.String(), ` /*match*/`, f.match.String(), ` /*matches*/`, f.matches.String(), ` /*set*/`, f.set.String(),
-		"\n  ON CONFLICT DO NOTHING /*of ids*/", arbiter, `/*history*/`, "", `/*dedup*/`, "", `/*end*/`, "", ` /*bare NULL, NULL*/`, "",
 		` /*columns*/`, f.names.String(), ` /*values*/`, f.values.String(),
 		` /*scope*/`, scope, ` /*scoped*/`, strings.ReplaceAll(scoped, idMark, scopedID(of, id)),
-	).Replace(templates[of].text), errors.Join(f.findings...)
+	).Replace(text), args}, errors.Join(f.findings...)
 }
 
 // idMark stands for the row's id until it is known how a statement names it.
@@ -152,7 +139,7 @@ const idMark = "\x00"
 
 // scopedID is how a statement names the id of the row whose history it reads.
 func scopedID(of template, id string) string {
-	if of == onManyHistory {
+	if of == onMany {
 		return "pgonce_i"
 	}
 	return id
@@ -195,11 +182,11 @@ func (f *fragments) expr(option string, cond condition) string {
 
 func (f *fragments) add(c *call, columns map[string]column) {
 	for i, w := range c.where {
-		fmt.Fprintf(&f.where, " WHEN NOT COALESCE((%s), false) THEN %d", f.expr("Where", w), i+1)
+		fmt.Fprintf(&f.where, " WHEN NOT COALESCE((%s), false) THEN %d", f.expr("Where", w), refusedVersion+1+i)
 	}
 	for i, m := range c.match {
 		expr := f.expr("Match", m)
-		fmt.Fprintf(&f.match, " WHEN NOT COALESCE((%s), false) THEN %d", expr, i+1)
+		fmt.Fprintf(&f.match, " WHEN NOT COALESCE((%s), false) THEN %d", expr, -1-i)
 		fmt.Fprintf(&f.matches, " AND (%s)", expr)
 	}
 	for _, s := range c.sets {

@@ -100,7 +100,7 @@ type due struct{ id, since string }
 func (s *sweep[K, S, TX]) timer(ctx context.Context, t timer[S]) error {
 	f, err := s.b.newSweeping(t.event, s.opts)
 	if err == nil {
-		err = f.prepare(ctx, s.b.db.Pool())
+		err = f.prepare(ctx, s.b.db.Pool(), true)
 	}
 	for after := (*due)(nil); err == nil && s.left > 0; {
 		n := min(s.batch, s.left)

@@ -121,11 +121,11 @@ func (b *Binding[K, S, TX]) verify(ctx context.Context) ([]Finding, error) {
 // verifyScope lets the server read [Table.Scope] for a row that there is not. It comes last: where the server refuses, the transaction has ended.
 func (b *Binding[K, S, TX]) verifyScope(ctx context.Context, v *verifier, l *layout) error {
 	args := make([]any, 1+b.table.scopeArgs) // NULLs: the arguments of In are the caller's business
-	sql, err := l.statement(onState, &call{})
+	s, err := l.statement(onState, parts{}, &call{})
 	if err == nil {
 		var state *string
 		var rows int64
-		err = v.q.Run(ctx, pg.Stmt{SQL: sql, Args: args, Dest: []any{&state}, Rows: &rows})
+		err = v.q.Run(ctx, pg.Stmt{SQL: s.sql, Args: args, Dest: []any{&state}, Rows: &rows})
 	}
 	switch code := pg.Code(err); {
 	case code == pg.CodeNoPrivilege:

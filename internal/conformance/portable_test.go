@@ -16,6 +16,7 @@ import (
 	"strconv"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/jackc/pgx/v5"
 	"github.com/pgonce/pgonce/driver/pgxdriver"
@@ -184,16 +185,31 @@ func TestAssembledStatementsArePortableAndValid(t *testing.T) {
 			sm.Where("amount > $1", 0), sm.Where("note IS NULL OR $2 = $1", "a", "b"), sm.Match("amount = $1", 1), sm.ExpectVersion(0),
 			sm.Set("note", "n"), sm.SetExpr("amount", "amount + $1", 1),
 		}
-		for n := range len(options) + 1 {
-			_, err := orders.Fire(t.Context(), "00000000-0000-0000-0000-000000000001", pay, options[:n]...)
-			if err != nil {
-				t.Errorf("%d options: %v", n, err)
+		const id = "00000000-0000-0000-0000-000000000001"
+		fire := func(options ...sm.Option) {
+			t.Helper()
+			if _, err := orders.Fire(t.Context(), id, pay, options...); err != nil {
+				t.Errorf("%d options: %v", len(options), err)
 			}
+		}
+		for n := range len(options) + 1 {
+			fire(options[:n]...)
+		}
+		fire(append(options, sm.Lock())...)
+		if !none {
+			fire(append(options, sm.Dedup("d"), sm.Actor("a"), sm.Meta(1))...)
+		}
+		err = pgx.BeginFunc(t.Context(), pool, func(tx pgx.Tx) error {
+			_, err := orders.FireTx(t.Context(), tx, id, pay, append(options, sm.LockTimeout(time.Minute))...)
+			return err
+		})
+		if err != nil {
+			t.Error(err)
 		}
 	}
 	n := 0
 	for i, sql := range seen.texts {
-		if !strings.Contains(sql, "pgonce_plan") {
+		if !strings.Contains(sql, "pgonce_cur") {
 			continue
 		}
 		n++
@@ -207,8 +223,8 @@ func TestAssembledStatementsArePortableAndValid(t *testing.T) {
 			t.Errorf("%v\n%s", err, sql)
 		}
 	}
-	if n != 14 {
-		t.Errorf("saw %d statements, want 14", n)
+	if n != 19 {
+		t.Errorf("saw %d statements, want 19", n)
 	}
 }
 

@@ -17,8 +17,8 @@ import (
 	sm "github.com/pgonce/pgonce/statemachine"
 )
 
-// threeRows are rows that no client library reads ahead of.
-const threeRows = `SELECT g, repeat('x', 100000) FROM generate_series(1, 3) g`
+// threeRows are rows that no client library reads ahead of, and small enough for the kernel to take one that nobody reads from a server.
+const threeRows = `SELECT g, repeat('x', 30000) FROM generate_series(1, 3) g`
 
 // silence has the connection that q uses next fall silent. It is used twice before: pgx pings one that is taken out of a pool of database/sql for the
 // first time, or has not been used for a second, and that ping has no deadline but that of ctx.
