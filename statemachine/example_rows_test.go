@@ -230,7 +230,7 @@ func ExampleBinding_SQL() {
 		return nil
 	})
 	// Output:
-	// WHEN "state"::text COLLATE "C" = ANY ($2::text::text[]) THEN CASE WHEN false THEN 0 WHEN NOT COALESCE((amount < $7), false) THEN 11 ELSE 0 END
+	// WHEN "state"::text COLLATE "C" = ANY ($2::text[]) THEN CASE WHEN false THEN 0 WHEN NOT COALESCE((amount < $7), false) THEN 11 ELSE 0 END
 	// UPDATE "public"."orders" SET "state" = pgonce_ht::pg_catalog.text, "paid_at" = $8::pg_catalog.timestamptz
 }
 

@@ -33,18 +33,18 @@ WITH /*restore*/pgonce_wait AS MATERIALIZED (
 ), /*end restore*/pgonce_cur AS MATERIALIZED (
   SELECT "state"::text COLLATE "C" AS pgonce_f, NULL::bigint /*version*/ AS pgonce_v, "id"::text AS pgonce_e,
          CASE WHEN false THEN 0 /*match*/
-              WHEN "state"::text COLLATE "C" = ANY ($2::text::text[]) THEN CASE WHEN false THEN 0 /*where*/ ELSE 0 END
-              WHEN "state"::text COLLATE "C" = ANY ($4::text::text[]) THEN 1
-              WHEN "state"::text COLLATE "C" = ANY ($5::text::text[]) THEN 2 END AS pgonce_o
+              WHEN "state"::text COLLATE "C" = ANY ($2::text[]) THEN CASE WHEN false THEN 0 /*where*/ ELSE 0 END
+              WHEN "state"::text COLLATE "C" = ANY ($4::text[]) THEN 1
+              WHEN "state"::text COLLATE "C" = ANY ($5::text[]) THEN 2 END AS pgonce_o
     FROM "public"."orders"
    WHERE "id" = $1::bigint /*scope*/ /*restore*/AND (SELECT pg_catalog.count(pgonce_w) FROM pgonce_wait) >= 0 /*end restore*//*wait*/
      AND (SELECT pg_catalog.set_config('lock_timeout', CASE pg_catalog.current_setting('lock_timeout') WHEN '0' THEN $6::bigint::text
                  ELSE LEAST($6::bigint, (1000 * extract(epoch FROM pg_catalog.current_setting('lock_timeout')::interval))::bigint)::text END, true)) IS NOT NULL /*end wait*//*unlocked*/
-     AND (("state"::text COLLATE "C" = ANY ($4::text::text[]) OR "state"::text COLLATE "C" = ANY ($5::text::text[]))
+     AND (("state"::text COLLATE "C" = ANY ($4::text[]) OR "state"::text COLLATE "C" = ANY ($5::text[]))
           AND pg_catalog.current_setting('transaction_isolation') = 'read committed' /*matches*/) IS NOT TRUE /*end unlocked*/
      FOR NO KEY UPDATE
 ), pgonce_to AS MATERIALIZED (
-  SELECT ($3::text::text[])[pg_catalog.array_position($2::text::text[], pgonce_f)] AS pgonce_ht FROM pgonce_cur WHERE pgonce_o = 0
+  SELECT ($3::text[])[pg_catalog.array_position($2::text[], pgonce_f)] AS pgonce_ht FROM pgonce_cur WHERE pgonce_o = 0
 ), pgonce_moved AS (
   UPDATE "public"."orders" SET "state" = pgonce_ht::text /*as state*/ /*set*/
     FROM pgonce_to
@@ -55,7 +55,7 @@ SELECT pgonce_e IS NOT NULL, pgonce_f, pgonce_o, pgonce_v,
        CASE WHEN pgonce_ht IS NOT NULL THEN CASE (SELECT pgonce_t FROM pgonce_moved) WHEN pgonce_ht THEN pgonce_ht ELSE ('pgonce: diverted ' || pgonce_e)::int::text END END,
        NULL::bigint, NULL::timestamptz/*unlocked*/,
        CASE WHEN pgonce_e IS NULL THEN (
-         SELECT CASE WHEN ("state"::text COLLATE "C" = ANY ($4::text::text[]) OR "state"::text COLLATE "C" = ANY ($5::text::text[]))
+         SELECT CASE WHEN ("state"::text COLLATE "C" = ANY ($4::text[]) OR "state"::text COLLATE "C" = ANY ($5::text[]))
                           AND pg_catalog.current_setting('transaction_isolation') = 'read committed' /*matches*/
                      THEN COALESCE((NULL::bigint /*version*/)::text, '') || ':' || "state"::text ELSE '' END
            FROM "public"."orders" WHERE "id" = $1::bigint /*scope*/) END/*end unlocked*//*restore*/,
@@ -90,21 +90,21 @@ WITH /*restore*/pgonce_wait AS MATERIALIZED (
 ), /*end last*/pgonce_cur AS MATERIALIZED (
   SELECT "state"::text COLLATE "C" AS pgonce_f, NULL::bigint /*version*/ AS pgonce_v, "id"::text AS pgonce_e,
          CASE WHEN false THEN 0 /*match*/
-              WHEN "state"::text COLLATE "C" = ANY ($2::text::text[]) THEN CASE WHEN false THEN 0 /*where*/ ELSE 0 END
-              WHEN "state"::text COLLATE "C" = ANY ($4::text::text[]) THEN
+              WHEN "state"::text COLLATE "C" = ANY ($2::text[]) THEN CASE WHEN false THEN 0 /*where*/ ELSE 0 END
+              WHEN "state"::text COLLATE "C" = ANY ($4::text[]) THEN
                    CASE WHEN true /*held*/AND "state"::text COLLATE "C" = (SELECT pgonce_lt FROM pgonce_last) /*end held*//*untold*/AND false /*end untold*/THEN 1 END
-              WHEN "state"::text COLLATE "C" = ANY ($5::text::text[]) THEN 2 END AS pgonce_o
+              WHEN "state"::text COLLATE "C" = ANY ($5::text[]) THEN 2 END AS pgonce_o
     FROM "public"."orders"
    WHERE "id" = $1::bigint /*scope*/ /*dedup*/AND NOT EXISTS (SELECT FROM pgonce_dup) /*end dedup*//*restore*/AND (SELECT pg_catalog.count(pgonce_w) FROM pgonce_wait) >= 0 /*end restore*//*wait*/
      AND (SELECT pg_catalog.set_config('lock_timeout', CASE pg_catalog.current_setting('lock_timeout') WHEN '0' THEN $6::bigint::text
                  ELSE LEAST($6::bigint, (1000 * extract(epoch FROM pg_catalog.current_setting('lock_timeout')::interval))::bigint)::text END, true)) IS NOT NULL /*end wait*//*unlocked*/
-     AND (("state"::text COLLATE "C" = ANY ($4::text::text[]) /*last*/AND "state"::text COLLATE "C" = (SELECT pgonce_lt FROM pgonce_last) /*end last*/OR "state"::text COLLATE "C" = ANY ($5::text::text[]))
+     AND (("state"::text COLLATE "C" = ANY ($4::text[]) /*last*/AND "state"::text COLLATE "C" = (SELECT pgonce_lt FROM pgonce_last) /*end last*/OR "state"::text COLLATE "C" = ANY ($5::text[]))
           AND pg_catalog.current_setting('transaction_isolation') = 'read committed' /*matches*/) IS NOT TRUE /*end unlocked*/
      FOR NO KEY UPDATE
 ), pgonce_h AS (
   INSERT INTO "pgonce"."transition" (version, outcome, machine, entity, event, from_state, to_state, actor, meta, dedup)
   SELECT pgonce_v + CASE pgonce_o WHEN 0 THEN 1 ELSE 0 END, pgonce_o, $7::text, pgonce_e, $8::text, pgonce_f,
-         CASE pgonce_o WHEN 0 THEN ($3::text::text[])[pg_catalog.array_position($2::text::text[], pgonce_f)] ELSE pgonce_f END,
+         CASE pgonce_o WHEN 0 THEN ($3::text[])[pg_catalog.array_position($2::text[], pgonce_f)] ELSE pgonce_f END,
          $9::text, $10::text::jsonb, /*dedup*/$11::text/*end dedup*//*no dedup NULL*/
     FROM pgonce_cur
    WHERE pgonce_o = 0 /*dedup*/OR pgonce_o IN (1, 2)
@@ -120,7 +120,7 @@ SELECT pgonce_e IS NOT NULL, pgonce_f, pgonce_o, pgonce_v,
        CASE WHEN pgonce_ho = 0 THEN CASE (SELECT pgonce_t FROM pgonce_moved) WHEN pgonce_ht THEN pgonce_ht ELSE ('pgonce: diverted ' || pgonce_e)::int::text END ELSE pgonce_ht END,
        pgonce_hs, pgonce_ha/*unlocked*/,
        CASE WHEN pgonce_e IS NULL THEN (
-         SELECT CASE WHEN ("state"::text COLLATE "C" = ANY ($4::text::text[]) /*last*/AND "state"::text COLLATE "C" = (SELECT pgonce_lt FROM pgonce_last) /*end last*/OR "state"::text COLLATE "C" = ANY ($5::text::text[]))
+         SELECT CASE WHEN ("state"::text COLLATE "C" = ANY ($4::text[]) /*last*/AND "state"::text COLLATE "C" = (SELECT pgonce_lt FROM pgonce_last) /*end last*/OR "state"::text COLLATE "C" = ANY ($5::text[]))
                           AND pg_catalog.current_setting('transaction_isolation') = 'read committed' /*matches*/
                      THEN COALESCE((NULL::bigint /*version*/)::text, '') || ':' || "state"::text ELSE '' END
            FROM "public"."orders" WHERE "id" = $1::bigint /*scope*/) END/*end unlocked*//*dedup*/,
