@@ -138,8 +138,8 @@ func publicError(err error) error {
 		return fmt.Errorf("%w: the server has no room for locks left; raise max_locks_per_transaction: %w", ErrCapacity, err)
 	case pg.Code(err) == pg.CodeDeadlock:
 		return fmt.Errorf("%w: %w", ErrDeadlock, err)
-	case pg.Code(err) == pg.CodeLockTimeout: // of a connection that waits for others to have connected
-		return unavailable(err)
+	case pg.Code(err) == pg.CodeLockTimeout:
+		return unavailable(fmt.Errorf("a new session has waited for the advisory lock by which sessions join one after the other: %w", err))
 	case pg.Rejected(err), errors.Is(err, ErrClosed), errors.Is(err, ErrSchema):
 		return err
 	}
