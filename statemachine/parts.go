@@ -27,8 +27,15 @@ func (p parts) of(text string) string {
 		name string
 		in   bool
 	}{
-		{"history", p.history}, {"dedup", p.dedup}, {"unlocked", p.unlocked}, {"last", p.last}, {"held", p.held}, {"untold", p.untold},
-		{"wait", p.wait}, {"restore", p.restore}, {"alone", p.alone},
+		{"history", p.history},
+		{"dedup", p.dedup},
+		{"unlocked", p.unlocked},
+		{"last", p.last},
+		{"held", p.held},
+		{"untold", p.untold},
+		{"wait", p.wait},
+		{"restore", p.restore},
+		{"alone", p.alone},
 	} {
 		text = between(text, "/*"+part.name+"*/", "/*end "+part.name+"*/", part.in)
 		text = between(text, "/*no "+part.name, "*/", !part.in)
