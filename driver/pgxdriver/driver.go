@@ -24,14 +24,23 @@ import (
 // Driver carries the library's statements over a pgx pool. It opens nothing by itself and never
 // closes the pool. Safe for concurrent use.
 type Driver struct {
-	pool *pgxpool.Pool
+	pool  *pgxpool.Pool
+	mode  pgx.QueryExecMode
+	mixed bool // a hook of the pool may give a connection another mode
 }
 
 var _ pg.Driver[pgx.Tx] = (*Driver)(nil)
 
 // New uses pool, which stays the caller's to close. A nil pool is reported by the
 // constructor that the driver is handed to (idem.New and its like).
-func New(pool *pgxpool.Pool) *Driver { return &Driver{pool: pool} }
+func New(pool *pgxpool.Pool) *Driver {
+	d := &Driver{pool: pool}
+	if pool != nil {
+		cfg := pool.Config()
+		d.mode, d.mixed = cfg.ConnConfig.DefaultQueryExecMode, cfg.BeforeConnect != nil
+	}
+	return d
+}
 
 // Err implements the seam.
 func (d *Driver) Err() error {
@@ -48,7 +57,7 @@ func (d *Driver) MaxConns() int { return int(d.pool.Stat().MaxConns()) }
 func (d *Driver) Pipelined() bool { return true }
 
 // Pool implements the seam.
-func (d *Driver) Pool() pg.Querier { return poolQuerier{d.pool} }
+func (d *Driver) Pool() pg.Querier { return poolQuerier{d} }
 
 // Tx implements the seam.
 func (d *Driver) Tx(tx pgx.Tx) pg.TxQuerier { return txQuerier{tx} }

@@ -135,14 +135,23 @@ func sendAll(ctx context.Context, q interface {
 // behind a pooler in transaction mode. [pgx.QueryExecModeDescribeExec] prepares it without a name in one trip and executes
 // what has no name in the next one, where the pooler may have put another server connection below: with
 // the statement of somebody else. In a batch the second trip carries the text again.
-type oneTrip struct{ *pgx.Conn }
+type oneTrip struct {
+	*pgx.Conn
+	splits bool
+}
 
-func (c oneTrip) splits() bool {
-	return c.Config().DefaultQueryExecMode == pgx.QueryExecModeDescribeExec
+// alone is the connection for statements that are alone. Its mode is the pool's, if it can be no other: to ask it, pgx copies all
+// of its settings.
+func (d *Driver) alone(conn *pgxpool.Conn) oneTrip {
+	mode := d.mode
+	if d.mixed {
+		mode = conn.Conn().Config().DefaultQueryExecMode
+	}
+	return oneTrip{conn.Conn(), mode == pgx.QueryExecModeDescribeExec}
 }
 
 func (c oneTrip) Exec(ctx context.Context, sql string, args ...any) (pgconn.CommandTag, error) {
-	if !c.splits() {
+	if !c.splits {
 		return c.Conn.Exec(ctx, sql, args...)
 	}
 	br := c.batch(ctx, sql, args)
@@ -151,7 +160,7 @@ func (c oneTrip) Exec(ctx context.Context, sql string, args ...any) (pgconn.Comm
 }
 
 func (c oneTrip) Query(ctx context.Context, sql string, args ...any) (pgx.Rows, error) {
-	if !c.splits() {
+	if !c.splits {
 		return c.Conn.Query(ctx, sql, args...)
 	}
 	br := c.batch(ctx, sql, args)
@@ -185,7 +194,7 @@ func (r *batchRows) Close() {
 func (r *batchRows) Err() error { return cmp.Or(r.Rows.Err(), r.end) }
 
 // poolQuerier runs single statements, each on whatever connection is free.
-type poolQuerier struct{ pool *pgxpool.Pool }
+type poolQuerier struct{ *Driver }
 
 func (q poolQuerier) Run(ctx context.Context, s pg.Stmt) error {
 	conn, err := acquire(ctx, q.pool)
@@ -193,7 +202,7 @@ func (q poolQuerier) Run(ctx context.Context, s pg.Stmt) error {
 		return err
 	}
 	limit(ctx, conn)
-	pgerr.WithoutCancel(conn.Conn(), func() { err = run(ctx, oneTrip{conn.Conn()}, s) })
+	pgerr.WithoutCancel(conn.Conn(), func() { err = run(ctx, q.alone(conn), s) })
 	giveBack(ctx, conn)
 	return err
 }
@@ -205,7 +214,7 @@ func (q poolQuerier) Query(ctx context.Context, sql string, args ...any) iter.Se
 			yield(nil, err)
 			return
 		}
-		if err := read(ctx, conn, sql, args, yield); err != nil {
+		if err := read(ctx, conn, q.alone(conn), sql, args, yield); err != nil {
 			yield(nil, err) // the connection is back: whoever is told may need it
 		}
 	}
@@ -213,7 +222,7 @@ func (q poolQuerier) Query(ctx context.Context, sql string, args ...any) iter.Se
 
 // read runs a query with the network deadline for each wait for the server, and without one while the loop's body runs:
 // how long that takes is the caller's affair, and how long all of it takes is not the network's. It gives the connection back.
-func read(ctx context.Context, conn *pgxpool.Conn, sql string, args []any, body func(pg.Scan, error) bool) (err error) {
+func read(ctx context.Context, conn *pgxpool.Conn, alone oneTrip, sql string, args []any, body func(pg.Scan, error) bool) (err error) {
 	defer giveBack(ctx, conn)
 	limit(ctx, conn)
 	row := func(scan pg.Scan, failed error) bool {
@@ -224,7 +233,7 @@ func read(ctx context.Context, conn *pgxpool.Conn, sql string, args []any, body 
 		defer limitAgain(ctx, conn) // what is left is read to its end when the body stops or panics, too
 		return body(scan, nil)
 	}
-	pgerr.WithoutCancel(conn.Conn(), func() { query(ctx, oneTrip{conn.Conn()}, sql, args)(row) })
+	pgerr.WithoutCancel(conn.Conn(), func() { query(ctx, alone, sql, args)(row) })
 	return err
 }
 

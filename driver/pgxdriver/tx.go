@@ -213,9 +213,9 @@ func (o *ownedTx) Rollback(ctx context.Context) {
 	}
 	pc := o.conn.Conn().PgConn()
 	if !pc.IsClosed() && !pc.IsBusy() {
-		tctx, cancel := pg.TripContext(ctx)
-		defer cancel()
-		_ = o.tx.Rollback(tctx) // closes pgx's own transaction too; a WARNING when the handler had ended it
+		limit(ctx, o.conn)
+		_ = o.tx.Rollback(context.WithoutCancel(ctx)) // closes pgx's own transaction too; a WARNING when the handler had ended it
+		unlimit(o.conn)
 	}
 	if pc.IsClosed() || pc.IsBusy() || pc.TxStatus() != 'I' {
 		discard(ctx, o.conn)
