@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	mrand "math/rand/v2"
+	"strconv"
 	"time"
 
 	"github.com/pgonce/pgonce/internal/pg"
@@ -199,7 +200,7 @@ func (c *call[TX]) attempt(ctx context.Context, t *turn, patience time.Duration,
 	case e.guard.readOnly:
 		e.tx.Abandon(ctx)
 		return record{}, ErrReadOnly
-	case !e.guard.locked:
+	case !e.guard.locked():
 		e.tx.Abandon(ctx)
 		return record{}, c.inFlight()
 	}
@@ -230,9 +231,8 @@ func (e *execution[TX]) begin(ctx context.Context, patience time.Duration) (err 
 
 // guard is what trip one learns beside the record.
 type guard struct {
-	locked   bool
+	pid      int64     // of the server's process that holds the key's lock for us; 0 is somebody else's
 	start    time.Time // of the transaction
-	pid      int64     // of the server's process
 	readOnly bool
 	idleMS   int64 // how long the server lets the transaction be idle
 }
@@ -240,10 +240,12 @@ type guard struct {
 func (c *call[TX]) guardStmt(g *guard) pg.Stmt {
 	return pg.Stmt{
 		SQL:  sqlGuard,
-		Args: []any{c.lock(), (c.op.MaxHandler + serverGrace).Seconds(), c.server.checkInterval},
-		Dest: []any{&g.locked, &g.start, &g.pid, &g.readOnly, &g.idleMS, new(string)},
+		Args: []any{c.lock(), strconv.FormatInt((c.op.MaxHandler + serverGrace).Milliseconds(), 10), c.server.checkInterval},
+		Dest: []any{&g.pid, &g.start, &g.readOnly, &g.idleMS},
 	}
 }
+
+func (g *guard) locked() bool { return g.pid != 0 }
 
 func (c *call[TX]) lock() int64 { return c.key.lock(c.store.cfg.Schema) }
 

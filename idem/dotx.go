@@ -87,7 +87,7 @@ func (c *call[TX]) doTx(ctx context.Context, tx TX, run handler[TX]) (rec record
 		return record{}, j.explain(err)
 	}
 	err = j.tx.RunAll(ctx,
-		pg.Stmt{SQL: sqlGuardTx, Args: []any{c.lock()}, Dest: []any{&j.guard.locked, &j.guard.start, &j.guard.readOnly}},
+		pg.Stmt{SQL: sqlGuardTx, Args: []any{c.lock()}, Dest: []any{&j.guard.pid, &j.guard.start, &j.guard.readOnly}},
 		c.lookupStmt(&rec),
 		pg.Stmt{SQL: c.store.sql.xid, Args: []any{c.scope, c.digest}, Dest: []any{&j.xid}},
 		savepoint)
@@ -98,7 +98,7 @@ func (c *call[TX]) doTx(ctx context.Context, tx TX, run handler[TX]) (rec record
 		err = nil
 	case j.guard.readOnly:
 		err = ErrReadOnly
-	case !j.guard.locked:
+	case !j.guard.locked():
 		err = c.inFlight()
 	default:
 		return j.execute(ctx, frame, run)

@@ -66,7 +66,7 @@ func (s *Store[TX]) forget(ctx context.Context, key Key, reason string) error {
 	switch {
 	case g.readOnly:
 		return ErrReadOnly
-	case !g.locked:
+	case !g.locked():
 		return ErrInFlight
 	case l.seen.rows > 0 && l.seen.left > 0:
 		return fmt.Errorf("%w in steps", ErrInFlight)

@@ -293,7 +293,7 @@ func (l *lease[TX]) finish(ctx context.Context, state int64, result []byte) (rec
 		return record{}, err
 	}
 	// Somebody else has the key, or has decided it; or this is the second try of a write whose answer was lost.
-	rec, lookErr := c.look(context.WithoutCancel(ctx))
+	rec, lookErr := c.lookWhose(context.WithoutCancel(ctx))
 	switch {
 	case lookErr != nil:
 		l.forget = true

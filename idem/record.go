@@ -22,19 +22,27 @@ const (
 type record struct {
 	own       bool // stored by this very call
 	rows      int64
-	attempt   int64
+	attempt   int64 // if it was asked for
 	state     int64
 	fpVersion int64
 	fp        []byte
 	createdAt time.Time
-	kept      bool // ReplayFor has not passed
-	result    []byte
+	result    []byte // nil when ReplayFor has passed, or there was none
 }
 
 func (c *call[TX]) lookupStmt(r *record) pg.Stmt {
 	return pg.Stmt{
 		SQL: c.store.sql.lookup, Args: []any{c.scope, c.digest},
-		Dest: []any{&r.attempt, &r.state, &r.fpVersion, &r.fp, &r.createdAt, &r.kept, &r.result},
+		Dest: []any{&r.state, &r.fpVersion, &r.fp, &r.createdAt, &r.result},
+		Rows: &r.rows,
+	}
+}
+
+// whoseStmt is lookupStmt with the number of the attempt.
+func (c *call[TX]) whoseStmt(r *record) pg.Stmt {
+	return pg.Stmt{
+		SQL: c.store.sql.whose, Args: []any{c.scope, c.digest},
+		Dest: []any{&r.state, &r.fpVersion, &r.fp, &r.createdAt, &r.result, &r.attempt},
 		Rows: &r.rows,
 	}
 }
@@ -47,13 +55,21 @@ func (r record) forOthers() record {
 	return r
 }
 
-// look reads the record outside any transaction. After a restart of the server all idle connections of
+// look reads the record outside any transaction.
+func (c *call[TX]) look(ctx context.Context) (record, error) { return c.readRecord(ctx, c.lookupStmt) }
+
+// lookWhose is look with the number of the attempt.
+func (c *call[TX]) lookWhose(ctx context.Context) (record, error) {
+	return c.readRecord(ctx, c.whoseStmt)
+}
+
+// readRecord runs one of the two. After a restart of the server all idle connections of
 // the pool are dead, after a migration all plans are stale, so it tries several, for as long as one trip may take.
-func (c *call[TX]) look(ctx context.Context) (rec record, err error) {
+func (c *call[TX]) readRecord(ctx context.Context, stmt func(*record) pg.Stmt) (rec record, err error) {
 	const most = 100
 	for n, start := 1, time.Now(); ; n++ {
 		rec = record{}
-		if err = c.store.db.Pool().Run(ctx, c.lookupStmt(&rec)); !isStale(err) || n == most || time.Since(start) >= pg.NetTimeout(ctx) {
+		if err = c.store.db.Pool().Run(ctx, stmt(&rec)); !isStale(err) || n == most || time.Since(start) >= pg.NetTimeout(ctx) {
 			break
 		}
 	}
@@ -102,7 +118,7 @@ func (c *call[TX]) answer(rec record) (record, error) {
 			ErrUnknownOutcome, rec.createdAt.UTC().Format(time.RFC3339))
 	case rec.state != stateDone && rec.state != stateRefused:
 		return record{}, fmt.Errorf("%w: record has state %d, which this code does not know: upgrade the module", ErrSchema, rec.state)
-	case !rec.kept || rec.result == nil:
+	case rec.result == nil:
 		return record{}, fmt.Errorf("%w: first at %s", ErrExpired, rec.createdAt.UTC().Format(time.RFC3339))
 	}
 	if rec.state == stateDone {

@@ -48,7 +48,7 @@ func (c *call[TX]) storeRefusal(ctx context.Context, attempt int64, data []byte)
 	if pg.Rejected(err) {
 		return record{}, pg.ExplainSchema(c.store.cfg.Schema, err)
 	}
-	rec, lookErr := c.look(tctx)
+	rec, lookErr := c.lookWhose(tctx)
 	switch {
 	case lookErr == nil && rec.rows > 0:
 		rec.own = rec.attempt == attempt
@@ -97,7 +97,7 @@ func (c *call[TX]) insertStmt(attempt, state int64, start time.Time, result []by
 func (c *call[TX]) ownRecord(attempt, state int64, at time.Time, result []byte) record {
 	return record{
 		own: true, rows: 1, attempt: attempt, state: state, fpVersion: c.fp.version, fp: c.fp.sum,
-		createdAt: at, kept: true, result: result,
+		createdAt: at, result: result,
 	}
 }
 

@@ -3,18 +3,22 @@ package idem
 // Every statement on the table names one key, by the primary key's index. So it touches one row,
 // and one shard where the table is distributed by scope. The others touch no table of ours.
 const (
-	// sqlGuard takes the key's lock if it is free. Lock: one advisory, exclusive, until
-	// the transaction ends. It never waits.
+	// sqlGuard takes the key's lock if it is free, and says which of the server's processes has it then, or 0. Lock: one
+	// advisory, exclusive, until the transaction ends. It never waits.
 	//
 	// For this transaction only, the server also learns to notice a client that is gone:
 	// in a statement, by looking at the socket every $3 ms, and between statements after $2
-	// seconds. A shorter limit of the role stands; 0 means that it has none.
+	// ms. A shorter limit of the role stands; 0 means that it has none, which is the rule, and cheap. The last column is the limit, in
+	// ms. A CASE, and nothing else in SQL, is evaluated in its order: the role's limit is read before it is replaced.
 	sqlGuard = `
-SELECT pg_try_advisory_xact_lock($1::bigint), now(), pg_backend_pid(),
+SELECT CASE WHEN pg_try_advisory_xact_lock($1::bigint) THEN pg_backend_pid() ELSE 0 END, now(),
        pg_is_in_recovery() OR current_setting('transaction_read_only') = 'on',
-       (1000 * extract(epoch FROM set_config('idle_in_transaction_session_timeout', (1000 * least($2::float8,
-           nullif(extract(epoch FROM current_setting('idle_in_transaction_session_timeout')::interval), 0)))::bigint::text, true)::interval))::bigint,
-       set_config('client_connection_check_interval', $3::text, true)`
+       CASE WHEN set_config('client_connection_check_interval', $3::text, true) IS NULL THEN 0
+            WHEN current_setting('idle_in_transaction_session_timeout') <> '0'
+            THEN (1000 * extract(epoch FROM set_config('idle_in_transaction_session_timeout', least($2::text::bigint,
+                     (1000 * extract(epoch FROM current_setting('idle_in_transaction_session_timeout')::interval))::bigint)::text, true)::interval))::bigint
+            WHEN set_config('idle_in_transaction_session_timeout', $2::text, true) IS NULL THEN 0
+            ELSE $2::text::bigint END`
 
 	// sqlProbeCheck asks whether the server's platform can look at its sockets; where it
 	// cannot, this fails with 22023. It is a transaction of its own, so nothing is set.
@@ -22,10 +26,16 @@ SELECT pg_try_advisory_xact_lock($1::bigint), now(), pg_backend_pid(),
 
 	// sqlLookup must be a statement of its own after sqlGuard. In one statement both would
 	// see the snapshot of before the lock, and so could miss a record that was
-	// committed while the lock was still held. Locks: ACCESS SHARE. No xid, no WAL.
+	// committed while the lock was still held. Without a result, it is not kept any more. Locks: ACCESS SHARE. No xid,
+	// no WAL. Each column costs about as much as a tenth of the search.
 	sqlLookup = `
-SELECT attempt, state, fp_ver, fp, created_at, replay_until > statement_timestamp(),
-       CASE WHEN replay_until > statement_timestamp() THEN result END
+SELECT state, fp_ver, fp, created_at, CASE WHEN replay_until > statement_timestamp() THEN result END
+FROM "pgonce"."idem_record"
+WHERE scope = $1::text AND digest = $2::bytea`
+
+	// sqlWhose is sqlLookup for those who have to know whether the record is their own: with the number of the attempt.
+	sqlWhose = `
+SELECT state, fp_ver, fp, created_at, CASE WHEN replay_until > statement_timestamp() THEN result END, attempt
 FROM "pgonce"."idem_record"
 WHERE scope = $1::text AND digest = $2::bytea`
 
@@ -105,7 +115,8 @@ SELECT CASE WHEN pg_is_in_recovery() OR EXISTS (SELECT FROM "pgonce"."idem_recor
 	// sqlGuardTx is sqlGuard for a transaction of the caller's, where nothing is set. Lock: one
 	// advisory, exclusive, until that transaction ends. It never waits.
 	sqlGuardTx = `
-SELECT pg_try_advisory_xact_lock($1::bigint), now(), pg_is_in_recovery() OR current_setting('transaction_read_only') = 'on'`
+SELECT CASE WHEN pg_try_advisory_xact_lock($1::bigint) THEN pg_backend_pid() ELSE 0 END, now(),
+       pg_is_in_recovery() OR current_setting('transaction_read_only') = 'on'`
 
 	sqlSavepoint  = `SAVEPOINT pgonce_idem`
 	sqlRelease    = `RELEASE SAVEPOINT pgonce_idem`

@@ -87,7 +87,7 @@ type server struct {
 
 // statements are the constants of sql.go for the store's schema.
 type statements struct {
-	lookup, insert, insertSettled, seen, xid string
+	lookup, whose, insert, insertSettled, seen, xid string
 
 	workerNew, workerBeat, workerBury, workersForget                     string
 	claim, lease, takeLock, take, die, leave, drop, dropStale, abandoned string
@@ -140,7 +140,7 @@ func New[TX any](db pg.Driver[TX], cfg *Config) (*Store[TX], error) {
 func statementsIn(schema string) statements {
 	in := func(sql string) string { return pg.In(schema, sql) }
 	return statements{
-		lookup: in(sqlLookup), insert: in(sqlInsert), insertSettled: in(sqlInsertSettled), seen: in(sqlSeen), xid: in(sqlXIDIfNew),
+		lookup: in(sqlLookup), whose: in(sqlWhose), insert: in(sqlInsert), insertSettled: in(sqlInsertSettled), seen: in(sqlSeen), xid: in(sqlXIDIfNew),
 
 		workerNew: in(sqlWorkerNew), workerBeat: in(sqlWorkerBeat), workerBury: in(sqlWorkerBury), workersForget: in(sqlWorkersForget),
 		claim: in(sqlClaim), lease: in(sqlLease), takeLock: in(sqlTakeLock), take: in(sqlTake), die: in(sqlDie),

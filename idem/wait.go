@@ -88,7 +88,7 @@ func (c *call[TX]) await(ctx context.Context, most time.Duration) (rec record, s
 	tx, err := c.store.db.Begin(ctx, pg.ReadCommitted,
 		c.lockTimeoutStmt(most, &standby),
 		pg.Stmt{SQL: sqlAwaitLock, Args: []any{c.lock()}},
-		c.lookupStmt(&rec))
+		c.whoseStmt(&rec))
 	if err != nil {
 		return record{}, false, err
 	}
