@@ -287,8 +287,8 @@ func TestWALAndGarbage(t *testing.T) {
 	xids = pgtest.XIDs(t, pool) - xids
 	t.Logf("WAL bytes: bare %d, new key +%d with the id hidden, +%d in clear, repeat %d, lookup %d; xids of %d repeats: %d",
 		bare, newHidden, newClear, repeat, lookup, 2*n, xids)
-	if newHidden > 800 || newClear > 830 {
-		t.Errorf("a new key writes %d (hidden) and %d (clear) bytes of WAL, want at most 800 and 830", newHidden, newClear)
+	if newHidden > 796 || newClear > 828 {
+		t.Errorf("a new key writes %d (hidden) and %d (clear) bytes of WAL, want at most 796 and 828", newHidden, newClear)
 	}
 	if repeat != 0 || lookup != 0 || xids != 0 {
 		t.Errorf("repeats wrote WAL (%d, %d) or took xids (%d)", repeat, lookup, xids)

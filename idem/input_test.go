@@ -240,8 +240,56 @@ func TestHideIDs(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	if n := db.Int(t, `SELECT count(*) FROM pgonce.idem_record WHERE id = 'seen' OR id IS NULL`); n != 2 {
+	if n := db.Int(t, `SELECT count(*) FROM pgonce.idem_record WHERE id = 'seen' OR id = ''`); n != 2 {
 		t.Errorf("%d records as expected, want 2", n)
+	}
+}
+
+// A hidden id is the empty text in a record, by whichever verb, and NULL where 0.1.0 has written it. Whoever reads finds none in
+// either, and the log of what was forgotten has NULL for both.
+func TestHiddenIDsOfBothReleases(t *testing.T) {
+	t.Parallel()
+	db := pgtest.New(t)
+	db.Exec(t, effects)
+	pool := db.Pool(t)
+	keys := newStore(t, pool, &idem.Config{HideIDs: true})
+	key := func(id string) idem.Key { return refund.Key("m1", id) }
+	refused := func(context.Context, pgx.Tx) (string, error) { return "", idem.Final(errors.New("no")) }
+	stepless := func(context.Context, *idem.Run[pgx.Tx], string) (string, error) { return "receipt", nil }
+	tx, err1 := pool.Begin(t.Context())
+	if err1 != nil {
+		t.Fatal(err1)
+	}
+	_, err1 = keys.SeenTx(t.Context(), tx, key("seen"))
+	_, err2 := idem.Do(t.Context(), keys, key("new"), idem.NoFingerprint(), insertEffect)
+	_, err3 := idem.Do(t.Context(), keys, key("old"), idem.NoFingerprint(), insertEffect)
+	_, err4 := idem.Do(t.Context(), keys, key("refused"), idem.NoFingerprint(), refused)
+	_, err5 := idem.RunSteps(t.Context(), keys, key("steps"), idem.NoFingerprint(), "request", stepless)
+	if err := errors.Join(err1, tx.Commit(t.Context()), err2, err3, err5); err != nil || !errors.Is(err4, idem.ErrRefused) {
+		t.Fatal(err, err4)
+	}
+	if n := db.Int(t, `SELECT count(*) FROM pgonce.idem_record WHERE id = ''`); n != 5 {
+		t.Errorf("%d records have the empty id, want all 5", n)
+	}
+	old, err := keys.Inspect(t.Context(), key("old"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := pool.Exec(t.Context(), `UPDATE pgonce.idem_record SET id = NULL WHERE digest = $1`, old.Digest); err != nil {
+		t.Fatal(err)
+	}
+	for rec, err := range keys.List(t.Context(), "m1", nil) {
+		if err != nil || rec.ID != "" {
+			t.Errorf("listed %q, %v", rec.ID, err)
+		}
+	}
+	for _, id := range []string{"old", "new"} {
+		if err := keys.Forget(t.Context(), key(id), "a test"); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if n := db.Int(t, `SELECT count(*) FROM pgonce.idem_forgotten WHERE id IS NULL`); n != 2 {
+		t.Errorf("%d of 2 forgotten keys have no id", n)
 	}
 }
 

@@ -63,7 +63,7 @@ func (c *call[TX]) seen(ctx context.Context, handle TX) (rec record, err error) 
 		SQL: c.store.sql.seen,
 		Args: []any{
 			c.lock(), newAttempt(), seconds(c.op.ReplayFor), seconds(c.op.RememberFor), stateDone, fpNone,
-			c.scope, c.digest, c.op.Name, c.storedID(),
+			c.scope, c.digest, c.op.Name, c.recordID(),
 		},
 		Rows: &inserted,
 	}

@@ -71,11 +71,20 @@ func (c *call[TX]) storeSettled(ctx context.Context, q pg.Querier, attempt, stat
 		SQL: c.store.sql.insertSettled,
 		Args: []any{
 			attempt, replay, remember, state, c.fp.version,
-			c.scope, c.digest, c.op.Name, c.storedID(), c.fp.sum, data,
+			c.scope, c.digest, c.op.Name, c.recordID(), c.fp.sum, data,
 		},
 		Dest: []any{&at}, Rows: &rows,
 	})
 	return at, err
+}
+
+// recordID is the id in clear, or the empty text, which is the id of no key. A row without a NULL has no list of them, which
+// takes 8 bytes.
+func (c *call[TX]) recordID() string {
+	if id := c.storedID(); id != nil {
+		return *id
+	}
+	return ""
 }
 
 // storedID is the id in clear, or NULL.
@@ -89,7 +98,7 @@ func (c *call[TX]) storedID() *string {
 func (c *call[TX]) insertStmt(attempt, state int64, start time.Time, result []byte) pg.Stmt {
 	return pg.Stmt{SQL: c.store.sql.insert, Args: []any{
 		attempt, start, seconds(c.op.ReplayFor), seconds(c.op.RememberFor), state,
-		c.fp.version, c.scope, c.digest, c.op.Name, c.storedID(), c.fp.sum, result,
+		c.fp.version, c.scope, c.digest, c.op.Name, c.recordID(), c.fp.sum, result,
 	}}
 }
 

@@ -99,7 +99,7 @@ WITH pgonce_gone AS (
     RETURNING attempt, created_at, replay_until, remember_until, octet_length(result) AS size, state, scope, digest, op, id)
 INSERT INTO "pgonce"."idem_forgotten"
        (forgotten_at, attempt, created_at, replay_until, remember_until, result_bytes, state, scope, digest, op, id, by, application, reason)
-SELECT statement_timestamp(), attempt, created_at, replay_until, remember_until, size, state, scope, digest, op, id,
+SELECT statement_timestamp(), attempt, created_at, replay_until, remember_until, size, state, scope, digest, op, nullif(id, ''),
        session_user, current_setting('application_name'), $3::text
 FROM pgonce_gone`
 )

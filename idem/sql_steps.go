@@ -123,7 +123,7 @@ INSERT INTO "pgonce"."idem_record"
 SELECT $3::bigint, created_at,
        CASE WHEN $4::float8 < 0 THEN 'infinity' ELSE statement_timestamp() + make_interval(secs => $4::float8) END,
        CASE WHEN $5::float8 < 0 THEN 'infinity' ELSE statement_timestamp() + make_interval(secs => $5::float8) END,
-       $6::smallint, fp_ver, scope, digest, op, id, fp, $7::bytea
+       $6::smallint, fp_ver, scope, digest, op, coalesce(id, ''), fp, $7::bytea
 FROM pgonce_gone`
 
 	// sqlLeave leaves a lease to whoever wants it, and to the completer after $4 seconds, or, if that is NULL, when it would
@@ -201,7 +201,7 @@ WITH pgonce_known AS (
     WHERE scope = $1::text AND digest = $2::bytea AND state = 3
     RETURNING scope, digest, op, id)
 INSERT INTO "pgonce"."idem_resolution" (round, outcome, scope, digest, op, id, step, actor, reason, result)
-SELECT 0, $7::smallint, scope, digest, op, id, '', $8::text, $9::text, $10::bytea
+SELECT 0, $7::smallint, scope, digest, op, nullif(id, ''), '', $8::text, $9::text, $10::bytea
 FROM pgonce_known`
 
 	// sqlResolution puts a person's decision on record.
