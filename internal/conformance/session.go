@@ -74,6 +74,17 @@ func seamSilentNetwork[TX any](t *testing.T, c Client[TX]) {
 		t.Errorf("query: got %v", err)
 	}
 	noErr(t, d.Pool().Run(t.Context(), pg.Stmt{SQL: `SELECT 1`})) // the only connection was given up
+
+	for _, end := range []func(pg.OwnedTx[TX], context.Context){pg.OwnedTx[TX].Rollback, pg.OwnedTx[TX].Abandon} {
+		var pid int64
+		tx, err := d.Begin(t.Context(), "", pg.Stmt{ // the server learns of the end by a limit of its own
+			SQL: `SELECT pg_backend_pid(), set_config('idle_in_transaction_session_timeout', '1s', true)`, Dest: []any{&pid, new(string)},
+		})
+		noErr(t, err)
+		proxy.Arm(pid, fault.MuteNext)
+		end(tx, pg.WithNetTimeout(t.Context(), time.Second))
+		noErr(t, d.Pool().Run(t.Context(), pg.Stmt{SQL: `SELECT 1`})) // so was this one
+	}
 }
 
 const locksHeld = `SELECT count(*) FROM pg_locks l JOIN pg_database d ON d.oid = l.database
