@@ -38,8 +38,8 @@ WITH /*restore*/pgonce_wait AS MATERIALIZED (
               WHEN "state"::text COLLATE "C" = ANY ($5::text[]) THEN 2 END AS pgonce_o
     FROM "public"."orders"
    WHERE "id" = $1::bigint /*scope*/ /*restore*/AND (SELECT pg_catalog.count(pgonce_w) FROM pgonce_wait) >= 0 /*end restore*//*wait*/
-     AND (SELECT pg_catalog.set_config('lock_timeout', CASE pg_catalog.current_setting('lock_timeout') WHEN '0' THEN $6::bigint::text
-                 ELSE LEAST($6::bigint, (1000 * extract(epoch FROM pg_catalog.current_setting('lock_timeout')::interval))::bigint)::text END, true)) IS NOT NULL /*end wait*//*unlocked*/
+     AND pg_catalog.set_config('lock_timeout', CASE pg_catalog.current_setting('lock_timeout') WHEN '0' THEN $6::bigint::text
+                 ELSE LEAST($6::bigint, (1000 * extract(epoch FROM pg_catalog.current_setting('lock_timeout')::interval))::bigint)::text END, true) IS NOT NULL /*end wait*//*unlocked*/
      AND (("state"::text COLLATE "C" = ANY ($4::text[]) OR "state"::text COLLATE "C" = ANY ($5::text[]))
           AND pg_catalog.current_setting('transaction_isolation') = 'read committed' /*matches*/) IS NOT TRUE /*end unlocked*/
      FOR NO KEY UPDATE
@@ -96,8 +96,8 @@ WITH /*restore*/pgonce_wait AS MATERIALIZED (
               WHEN "state"::text COLLATE "C" = ANY ($5::text[]) THEN 2 END AS pgonce_o
     FROM "public"."orders"
    WHERE "id" = $1::bigint /*scope*/ /*dedup*/AND NOT EXISTS (SELECT FROM pgonce_dup) /*end dedup*//*restore*/AND (SELECT pg_catalog.count(pgonce_w) FROM pgonce_wait) >= 0 /*end restore*//*wait*/
-     AND (SELECT pg_catalog.set_config('lock_timeout', CASE pg_catalog.current_setting('lock_timeout') WHEN '0' THEN $6::bigint::text
-                 ELSE LEAST($6::bigint, (1000 * extract(epoch FROM pg_catalog.current_setting('lock_timeout')::interval))::bigint)::text END, true)) IS NOT NULL /*end wait*//*unlocked*/
+     AND pg_catalog.set_config('lock_timeout', CASE pg_catalog.current_setting('lock_timeout') WHEN '0' THEN $6::bigint::text
+                 ELSE LEAST($6::bigint, (1000 * extract(epoch FROM pg_catalog.current_setting('lock_timeout')::interval))::bigint)::text END, true) IS NOT NULL /*end wait*//*unlocked*/
      AND (("state"::text COLLATE "C" = ANY ($4::text[]) /*last*/AND "state"::text COLLATE "C" = (SELECT pgonce_lt FROM pgonce_last) /*end last*/OR "state"::text COLLATE "C" = ANY ($5::text[]))
           AND pg_catalog.current_setting('transaction_isolation') = 'read committed' /*matches*/) IS NOT TRUE /*end unlocked*/
      FOR NO KEY UPDATE
