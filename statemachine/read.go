@@ -242,7 +242,7 @@ func (b *Binding[K, S, TX]) readBreaks(ctx context.Context, yield func(Break) bo
 // that a text does not use are left out and the others move up;
 // the arguments of the options come after those, in the order Where, Match, Set, and then those of the scope.
 type Statements struct {
-	Fire     string // of Fire; where no event needs the last move, or the transaction is the caller's, the text is a part of this
+	Fire     string // of Fire. FireTx sets no limit to the wait; an event that no other shares a target with does not look for the last move
 	FireMany string // of FireMany, FireManyTx, and Sweep after Due
 	Create   string
 	Due      string // of Sweep; "" without Table.Since
@@ -259,7 +259,7 @@ func (b *Binding[K, S, TX]) SQL(ctx context.Context, opts ...Option) (Statements
 	if len(c.findings) > 0 {
 		return Statements{}, fmt.Errorf("statemachine: SQL of %q: %w", b.m.name, c.findings[0])
 	}
-	p := parts{history: !b.table.NoHistory, dedup: c.dedup != nil, unlocked: !c.lock && c.dedup == nil, wait: true}
+	p := parts{history: !b.table.NoHistory, dedup: c.dedup != nil, unlocked: !c.lock && c.dedup == nil, wait: true, alone: c.dedup == nil && b.kind != idText}
 	for _, mv := range b.m.events {
 		p.untold = p.untold || mv.shared
 	}
