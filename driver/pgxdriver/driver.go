@@ -12,6 +12,7 @@ import (
 	"fmt"
 	"iter"
 	"net"
+	"sync"
 	"syscall"
 	"time"
 
@@ -24,23 +25,30 @@ import (
 // Driver carries the library's statements over a pgx pool. It opens nothing by itself and never
 // closes the pool. Safe for concurrent use.
 type Driver struct {
-	pool  *pgxpool.Pool
+	pool *pgxpool.Pool
+	mode *execMode
+}
+
+// execMode is how the pool's connections execute. It is found at the first use: a pool that was never opened is good
+// enough to write a migration.
+type execMode struct {
+	once  sync.Once
 	mode  pgx.QueryExecMode
-	mixed bool // a hook of the pool may give a connection another mode
+	mixed bool // a hook of the pool may give a connection another one
+}
+
+func (m *execMode) find(pool *pgxpool.Pool) {
+	m.once.Do(func() {
+		cfg := pool.Config()
+		m.mode, m.mixed = cfg.ConnConfig.DefaultQueryExecMode, cfg.BeforeConnect != nil
+	})
 }
 
 var _ pg.Driver[pgx.Tx] = (*Driver)(nil)
 
 // New uses pool, which stays the caller's to close. A nil pool is reported by the
 // constructor that the driver is handed to (idem.New and its like).
-func New(pool *pgxpool.Pool) *Driver {
-	d := &Driver{pool: pool}
-	if pool != nil {
-		cfg := pool.Config()
-		d.mode, d.mixed = cfg.ConnConfig.DefaultQueryExecMode, cfg.BeforeConnect != nil
-	}
-	return d
-}
+func New(pool *pgxpool.Pool) *Driver { return &Driver{pool, new(execMode)} }
 
 // Err implements the seam.
 func (d *Driver) Err() error {

@@ -8,6 +8,7 @@ import (
 	"testing"
 
 	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgxpool"
 	"github.com/pgonce/pgonce/driver/pgxdriver"
 	"github.com/pgonce/pgonce/internal/pg"
 	"github.com/pgonce/pgonce/internal/pgtest"
@@ -67,5 +68,13 @@ func TestStatementAloneInDescribeExec(t *testing.T) {
 				t.Errorf("%d of two statements travelled as a batch, want %d", got, tc.want)
 			}
 		})
+	}
+}
+
+// Whoever only writes a migration has a pool that was never opened.
+func TestPoolThatWasNotOpened(t *testing.T) {
+	t.Parallel()
+	if err := pgxdriver.New(new(pgxpool.Pool)).Err(); err != nil {
+		t.Error(err)
 	}
 }

@@ -143,8 +143,9 @@ type oneTrip struct {
 // alone is the connection for statements that are alone. Its mode is the pool's, if it can be no other: to ask it, pgx copies all
 // of its settings.
 func (d *Driver) alone(conn *pgxpool.Conn) oneTrip {
-	mode := d.mode
-	if d.mixed {
+	d.mode.find(d.pool)
+	mode := d.mode.mode
+	if d.mode.mixed {
 		mode = conn.Conn().Config().DefaultQueryExecMode
 	}
 	return oneTrip{conn.Conn(), mode == pgx.QueryExecModeDescribeExec}
