@@ -27,7 +27,7 @@ SELECT CASE WHEN pg_try_advisory_xact_lock($1::bigint) THEN pg_backend_pid() ELS
 	// sqlLookup must be a statement of its own after sqlGuard. In one statement both would
 	// see the snapshot of before the lock, and so could miss a record that was
 	// committed while the lock was still held. Without a result, it is not kept any more. Locks: ACCESS SHARE. No xid,
-	// no WAL. Each column costs about as much as a tenth of the search.
+	// no WAL.
 	sqlLookup = `
 SELECT state, fp_ver, fp, created_at, CASE WHEN replay_until > statement_timestamp() THEN result END
 FROM "pgonce"."idem_record"

@@ -206,7 +206,7 @@ func (f *firing[K, S, TX]) explain(err error) error {
 		return fmt.Errorf("%w: %w", ErrRetryTx, err)
 	case code == pg.CodeLockTimeout:
 		return fmt.Errorf("%w: %w", ErrBusy, err)
-	case code == codeSeveralRows:
+	case code == codeSeveralRows && !f.many: // a statement on many rows counts them
 		return fmt.Errorf("%w: table %s: column %q is not unique: add a unique index (unless a statement of a trigger has failed): %w", ErrSchema, f.b.table, f.b.table.ID, err)
 	case code == codeCheck:
 		return f.explainTrigger(err)
