@@ -4,6 +4,7 @@ package statemachine_test
 
 import (
 	"context"
+	"errors"
 	"testing"
 
 	"github.com/jackc/pgx/v5"
@@ -64,5 +65,18 @@ func TestTripsAfterAWait(t *testing.T) {
 				t.Errorf("%s: got %v, %v after %d trips, want %v after %d", c.ev.Name(), res.Outcome, err, trips, c.outcome, c.trips)
 			}
 		}
+	}
+}
+
+// Many rows are counted, so what a trigger says with the same code is not taken for an id that is not unique.
+func TestTriggerFailsAsASubqueryDoes(t *testing.T) {
+	t.Parallel()
+	db := pgtest.New(t)
+	db.Exec(t, lamps+`; INSERT INTO lamp VALUES (1, 'a', 99), (2, 'a', 1);
+		CREATE FUNCTION fail() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN IF NEW.watts = 99 THEN RAISE 'too bright' USING ERRCODE = '21000'; END IF; RETURN NEW; END $$;
+		CREATE TRIGGER fail BEFORE UPDATE ON lamp FOR EACH ROW EXECUTE FUNCTION fail()`)
+	rows, err := bindLamps(t, pgxdriver.New(db.Pool(t)), sm.Table{}).FireMany(t.Context(), []int64{1, 2}, on)
+	if err != nil || len(rows) != 2 || rows[0].Err == nil || errors.Is(rows[0].Err, sm.ErrSchema) || !rows[1].Applied() {
+		t.Errorf("got %+v, %v", rows, err)
 	}
 }
