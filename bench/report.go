@@ -94,6 +94,11 @@ func (r *report) compare(row, unit string, contenders []contender, found map[str
 	r.printf("\n")
 }
 
+// floor says what the least that a call could send makes of what it is measured beside: a target beyond that cannot be reached.
+func (r *report) floor(name string, least series, beside string, other series) {
+	r.printf("%s%s: %.2fx of %s.\n\n", strings.ToUpper(name[:1]), name[1:], least.over(other, (*sample).rate), beside)
+}
+
 // atLeast and atMost judge a figure.
 func (r *report) atLeast(labels, what string, value, bound float64) {
 	r.judge(verdict{labels: labels, what: what, value: value, bound: bound})

@@ -34,7 +34,12 @@ func (g *ground) newKeysAt(ctx context.Context, workers int, ids *requests) erro
 		return err
 	}
 	defer k.pool.Close()
-	contenders := k.newKeyContenders(workers, false, ids)
+	hand, err := k.watch(ctx)
+	if err != nil {
+		return err
+	}
+	contenders := append(k.newKeyContenders(workers, false, ids),
+		repeated(doByHand, workers, false, func(ctx context.Context) error { return hand.do(ctx, ids.next()) }))
 	row := fmt.Sprintf("c=%d", workers)
 	found, err := g.alternate(ctx, "S4 "+row, contenders)
 	if err != nil {
@@ -42,6 +47,7 @@ func (g *ground) newKeysAt(ctx context.Context, workers int, ids *requests) erro
 	}
 	g.report.compare(row, "keys/s", contenders, found)
 	g.report.atLeast(row+" vs=bare", "ratio", found[us].over(found[bareTransaction], (*sample).rate), 0.75)
+	g.report.floor(doByHand, found[doByHand], "the bare transaction", found[bareTransaction])
 	return nil
 }
 

@@ -18,6 +18,9 @@ const (
 	bareSelect  = "bare SELECT by primary key"
 	repeatByDo  = "pgonce, Do"
 	repeatCount = 1000
+	// leastConnections are what a pgx pool has by default, at the least. The transaction of a repeat is ended after its answer: with one
+	// connection, the next call would wait for that.
+	leastConnections = 4
 	// sqlResult is what somebody would write by hand.
 	sqlResult = `SELECT result FROM pgonce.idem_record WHERE scope = $1 AND digest = $2`
 )
@@ -32,7 +35,7 @@ func measureRepeats(ctx context.Context, g *ground) error {
 }
 
 func (g *ground) repeatsAt(ctx context.Context, workers int) error {
-	k, err := newKeys(ctx, g.postgres.url, workers, nil)
+	k, err := newKeys(ctx, g.postgres.url, max(workers, leastConnections), nil)
 	if err != nil {
 		return err
 	}
@@ -41,7 +44,11 @@ func (g *ground) repeatsAt(ctx context.Context, workers int) error {
 	if err != nil {
 		return err
 	}
-	contenders := k.repeatContenders(workers, done)
+	hand, err := k.watch(ctx)
+	if err != nil {
+		return err
+	}
+	contenders := k.repeatContenders(workers, done, hand)
 	row := fmt.Sprintf("c=%d", workers)
 	found, err := g.alternate(ctx, "S6 "+row, contenders)
 	if err != nil {
@@ -51,6 +58,7 @@ func (g *ground) repeatsAt(ctx context.Context, workers int) error {
 	bare := found[bareSelect]
 	g.report.atLeast(row+" Lookup vs=select", "ratio", found[us].over(bare, (*sample).rate), 0.8)
 	g.report.atLeast(row+" Do vs=select", "ratio", found[repeatByDo].over(bare, (*sample).rate), 0.4)
+	g.report.floor(doByHand, found[doByHand], "the SELECT", bare)
 	return nil
 }
 
@@ -74,7 +82,7 @@ func (k *keys) execute(ctx context.Context, prefix string) (done []finished, err
 	return pgx.CollectRows(rows, pgx.RowToStructByPos[finished])
 }
 
-func (k *keys) repeatContenders(workers int, done []finished) []contender {
+func (k *keys) repeatContenders(workers int, done []finished, hand *byHand) []contender {
 	var turn atomic.Int64
 	next := func() finished { return done[turn.Add(1)%int64(len(done))] }
 	return []contender{
@@ -87,6 +95,7 @@ func (k *keys) repeatContenders(workers int, done []finished) []contender {
 			return err
 		}),
 		repeated(repeatByDo, workers, false, func(ctx context.Context) error { return k.again(ctx, next().ID) }),
+		repeated(doByHand, workers, false, func(ctx context.Context) error { return hand.again(ctx, next().Digest) }),
 		repeated(bareSelect, workers, false, func(ctx context.Context) error {
 			var data []byte
 			return k.pool.QueryRow(ctx, sqlResult, "merchant-1", next().Digest).Scan(&data)

@@ -69,6 +69,7 @@ func (g *ground) fireMany(ctx context.Context, pool *pgxpool.Pool) error {
 	}
 	g.report.compare("FireMany of "+grouped(float64(rows)), "rows/s", contenders, found)
 	g.report.atMost("FireMany "+row+" vs=plain", "time", found[plainUpdate].over(found[us], (*sample).rate), 3.5)
+	g.report.floor(manyByHand, found[manyByHand], plainUpdate, found[plainUpdate])
 	perRow := 1e6/found[guardedUpdate].of((*sample).rate) - 1e6/found[plainUpdate].of((*sample).rate)
 	g.report.printf("The trigger adds %.1f us to a row of the plain UPDATE.\n\n", perRow)
 	return nil
