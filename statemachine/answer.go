@@ -103,7 +103,7 @@ func (a *answer) refused() bool {
 	return a.outcome == nil || *a.outcome < storedApplied || *a.outcome >= refusedVersion
 }
 
-// complete draws the conclusions from what was scanned.
+// complete draws the conclusions from what was scanned, as far as the statement does not matter.
 func (a *answer) complete() {
 	a.written = a.to != nil
 	if a.first != nil {

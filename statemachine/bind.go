@@ -26,8 +26,8 @@ type Binding[K ID, S StateType, TX any] struct {
 }
 
 // fixed are the arguments that an event has in every statement: Postgres' text form of arrays, which
-// every client library can carry.
-type fixed struct{ sources, targets, idle, ignored string }
+// every client library can carry; and the source and the target of an only edge.
+type fixed struct{ sources, targets, idle, ignored, source, target string }
 
 // Bind connects a machine to a table, over pgxdriver.New(pool), sqldriver.New(db) or
 // sqlxdriver.New(db). The type of the ids has to be written, the others follow:
@@ -57,7 +57,11 @@ func Bind[K ID, S StateType, TX any](m *Machine[S], db pg.Driver[TX], t Table) (
 	b := &Binding[K, S, TX]{m: m, db: db, table: table, kind: kindOf[K](), fixed: map[string]fixed{}, found: new(atomic.Pointer[layout])}
 	for _, name := range m.order {
 		mv := m.events[name]
-		b.fixed[name] = fixed{array(mv.sources), array(mv.targets), array(mv.idle), array(mv.ignored)}
+		fx := fixed{sources: array(mv.sources), targets: array(mv.targets), idle: array(mv.idle), ignored: array(mv.ignored)}
+		if len(mv.edges) == 1 {
+			fx.source, fx.target = textOf(mv.sources[0]), textOf(mv.targets[0])
+		}
+		b.fixed[name] = fx
 		if reason := mv.needsHistory(); t.NoHistory && reason != "" {
 			findings = append(findings, &InvalidError{Part: fmt.Sprintf("event %q", name), Reason: reason + ": unset NoHistory"})
 		}

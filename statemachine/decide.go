@@ -9,9 +9,12 @@ import (
 )
 
 // partsOf are those of a statement of this call. limit says whether there is a limit to the wait, and own that the
-// transaction is not the caller's.
-func (f *firing[K, S, TX]) partsOf(limit, own, held bool) parts {
+// transaction is not the caller's; first says that sqlMove may do.
+func (f *firing[K, S, TX]) partsOf(limit, own, held, first bool) parts {
 	c, shared := &f.call, f.mv.shared
+	if first && f.simple() && (own || !limit) {
+		return parts{history: !f.b.table.NoHistory, move: true, last: shared, ignores: len(f.mv.ignored) > 0, wait: limit}
+	}
 	p := parts{
 		history: !f.b.table.NoHistory, dedup: c.dedup != nil, unlocked: !c.lock && c.dedup == nil && !held && !f.many,
 		held: shared && held, untold: shared && !held, wait: limit && own && !f.many, restore: limit && !own && !f.many,
@@ -21,24 +24,39 @@ func (f *firing[K, S, TX]) partsOf(limit, own, held bool) parts {
 	return p
 }
 
+// simple says whether sqlMove may settle the call: where there is one way to go, and the state alone decides. The column Since is
+// written with the time that the history has, which comes after the move there.
+func (f *firing[K, S, TX]) simple() bool {
+	c, t := &f.call, &f.b.table
+	return !f.many && len(f.mv.edges) == 1 && !f.mv.overlap && c.dedup == nil && !c.lock && c.version == nil && len(c.where)+len(c.match) == 0 &&
+		(t.Since == "" || t.NoHistory)
+}
+
 // args are the arguments of the templates, of which a statement picks its own.
 func (f *firing[K, S, TX]) args(id any, limit int64) []any {
 	c, fx := &f.call, f.b.fixed[f.event.name]
-	return []any{id, fx.sources, fx.targets, fx.idle, fx.ignored, limit, f.b.m.name, f.event.name, c.actor, c.meta, c.dedup}
+	sources, targets := fx.sources, fx.targets
+	if f.parts.move {
+		sources, targets = fx.source, fx.target
+	}
+	return []any{id, sources, targets, fx.idle, fx.ignored, limit, f.b.m.name, f.event.name, c.actor, c.meta, c.dedup}
 }
 
 // stmt is the statement. wait is how long it may wait for the row, or 0 for as long as the caller's transaction lets it;
-// held says that this transaction has locked the row with a statement before. The answer has to be completed.
-func (f *firing[K, S, TX]) stmt(a *answer, wait time.Duration, held bool) (pg.Stmt, error) {
+// held says that this transaction has locked the row with a statement before, first is for partsOf. The answer has to be completed.
+func (f *firing[K, S, TX]) stmt(a *answer, wait time.Duration, held, first bool) (pg.Stmt, error) {
 	limit := f.call.waitFor(wait)
-	p := f.partsOf(limit > 0, wait > 0, held)
+	p := f.partsOf(limit > 0, wait > 0, held, first)
 	s, err := f.statement(p)
 	if err != nil {
 		return pg.Stmt{}, err
 	}
 	*a = answer{}
 	dest := []any{&a.locked, &a.from, &a.outcome, &a.version, &a.to, &a.seq, &a.at}
-	if p.unlocked {
+	if p.move {
+		dest = []any{&a.to, &a.version, &a.seq, &a.at}
+	}
+	if p.unlocked || p.move {
 		dest = append(dest, &a.passed)
 	}
 	if p.dedup {
@@ -53,15 +71,33 @@ func (f *firing[K, S, TX]) stmt(a *answer, wait time.Duration, held bool) (pg.St
 }
 
 // run runs the statement.
-func (f *firing[K, S, TX]) run(ctx context.Context, q pg.Querier, a *answer, wait time.Duration, held bool) error {
-	s, err := f.stmt(a, wait, held)
+func (f *firing[K, S, TX]) run(ctx context.Context, q pg.Querier, a *answer, wait time.Duration, held, first bool) error {
+	s, err := f.stmt(a, wait, held, first)
 	if err == nil {
 		err = q.Run(ctx, s)
 	}
 	if err == nil {
-		a.complete()
+		f.complete(a)
 	}
 	return err
+}
+
+// ask is sqlMove, where the call is simple enough, and the whole statement where that does not know.
+func (f *firing[K, S, TX]) ask(ctx context.Context, q pg.Querier, a *answer, wait time.Duration) error {
+	err := f.run(ctx, q, a, wait, false, true)
+	if err == nil && f.parts.move && a.lost() { // nothing was done
+		err = f.run(ctx, q, a, wait, false, false)
+	}
+	return err
+}
+
+// complete draws the conclusions from what was scanned.
+func (f *firing[K, S, TX]) complete(a *answer) {
+	a.complete()
+	if f.parts.move && a.written {
+		from, applied := f.b.fixed[f.event.name].source, storedApplied
+		a.locked, a.from, a.outcome = true, &from, &applied
+	}
 }
 
 // args are the arguments of the options and of the scope, in the order in which [fragments] number them.
@@ -108,9 +144,9 @@ func waitOf(ctx context.Context) time.Duration {
 func (f *firing[K, S, TX]) attempt(ctx context.Context) (answer, error) {
 	var a answer
 	wait := waitOf(ctx)
-	err := f.run(ctx, f.b.db.Pool(), &a, wait, false)
+	err := f.ask(ctx, f.b.db.Pool(), &a, wait)
 	if err == nil && a.lost() { // nothing was done, and what it has waited for is committed by now
-		err = f.run(ctx, f.b.db.Pool(), &a, wait, false)
+		err = f.run(ctx, f.b.db.Pool(), &a, wait, false, false)
 	}
 	if err != nil {
 		return a, lostOutside(ctx, err)
@@ -118,7 +154,7 @@ func (f *firing[K, S, TX]) attempt(ctx context.Context) (answer, error) {
 	if f.settled(&a) {
 		return a, nil
 	}
-	first, err := f.stmt(&a, wait, false)
+	first, err := f.stmt(&a, wait, false, false)
 	if err != nil {
 		return a, err
 	}
@@ -126,7 +162,7 @@ func (f *firing[K, S, TX]) attempt(ctx context.Context) (answer, error) {
 	if err != nil {
 		return a, err
 	}
-	a.complete()
+	f.complete(&a)
 	if !f.settled(&a) {
 		err = f.confirm(ctx, tx, &a)
 	}
@@ -140,7 +176,7 @@ func (f *firing[K, S, TX]) attempt(ctx context.Context) (answer, error) {
 // decide runs the statement in a transaction, and once more when the first could not settle it.
 func (f *firing[K, S, TX]) decide(ctx context.Context, q pg.Querier) (answer, error) {
 	var a answer
-	err := f.run(ctx, q, &a, 0, false)
+	err := f.ask(ctx, q, &a, 0)
 	if err == nil && !f.settled(&a) {
 		err = f.confirm(ctx, q, &a)
 	}
@@ -153,7 +189,7 @@ func (f *firing[K, S, TX]) decide(ctx context.Context, q pg.Querier) (answer, er
 // the wait. At REPEATABLE READ and above the snapshot is that of the transaction; there, the lock
 // was not to be had for a row that was changed since.
 func (f *firing[K, S, TX]) confirm(ctx context.Context, q pg.Querier, a *answer) error {
-	return f.run(ctx, q, a, 0, true)
+	return f.run(ctx, q, a, 0, true, false)
 }
 
 // settled says whether a statement that may have waited for the row knows enough. It does not where the answer

@@ -229,7 +229,7 @@ func (f *firing[K, S, TX]) prepare(ctx context.Context, q pg.Querier, own bool) 
 		}
 	}
 	f.layout, f.text = l, nil
-	_, err = f.statement(f.partsOf(own || f.call.timeout > 0, own, false))
+	_, err = f.statement(f.partsOf(own || f.call.timeout > 0, own, false, true))
 	return err
 }
 
@@ -242,6 +242,8 @@ func (f *firing[K, S, TX]) statement(p parts) (*statement, error) {
 	switch {
 	case f.many:
 		of = onMany
+	case p.move:
+		of = onMove
 	case p.history:
 		of = onFireHistory
 	}

@@ -243,7 +243,7 @@ const waitsOfMany = 4
 // run is one statement. The answer at place i is that of chunk[i].
 func (m *many[K, S, TX]) run(ctx context.Context, q pg.Querier, chunk []K, wait time.Duration, held bool) ([]answer, error) {
 	limit := m.f.call.waitFor(wait)
-	p := m.f.partsOf(limit > 0, wait > 0, held)
+	p := m.f.partsOf(limit > 0, wait > 0, held, false)
 	s, err := m.f.statement(p)
 	if err != nil {
 		return nil, err

@@ -16,6 +16,8 @@ type parts struct {
 	last     bool // the state does not tell which event led there: the last move is looked up
 	held     bool // the row has been locked since before the statement, so the last move tells
 	untold   bool // the row has not, so it does not
+	ignores  bool // there are states where the event is ignored
+	move     bool // it can do no more than move the row, or answer without a lock
 	wait     bool // the wait for the lock has a limit, in a transaction of our own
 	restore  bool // it has one in the caller's transaction, which gets back what it had
 	alone    bool // of many rows: nothing but the move can be the answer for a row that is moved
@@ -33,6 +35,7 @@ func (p parts) of(text string) string {
 		{"last", p.last},
 		{"held", p.held},
 		{"untold", p.untold},
+		{"ignores", p.ignores},
 		{"wait", p.wait},
 		{"restore", p.restore},
 		{"alone", p.alone},

@@ -47,11 +47,12 @@ func TestEveryShapeOfFireIsValid(t *testing.T) {
 			f.call.version = &version
 			f.call.apply([]Option{Where("amount > $1", 0), Match("amount = $1", 1), Set("amount", 1)})
 		}
-		for _, held := range []bool{false, true} {
+		for how := range 4 {
+			held, first := how&1 == 1, how&2 == 2
 			if table.NoHistory && f.mv.shared {
 				continue // Bind refuses it
 			}
-			s, err := f.statement(f.partsOf(bit(6), bit(7), held))
+			s, err := f.statement(f.partsOf(bit(6), bit(7), held, first && !held))
 			if err != nil {
 				t.Fatal(err)
 			}

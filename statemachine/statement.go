@@ -14,6 +14,7 @@ type template byte
 const (
 	onFire template = iota
 	onFireHistory
+	onMove
 	onMany
 	onLock
 	onKnown
@@ -33,7 +34,7 @@ const (
 )
 
 var templates = [...]string{
-	onFire: sqlFire, onFireHistory: sqlFireHistory, onMany: sqlMany, onLock: sqlLock, onKnown: sqlKnown,
+	onFire: sqlFire, onFireHistory: sqlFireHistory, onMove: sqlMove, onMany: sqlMany, onLock: sqlLock, onKnown: sqlKnown,
 	onCreate: sqlCreate, onCreateHistory: sqlCreateHistory, onCreated: sqlCreated, onCreation: sqlCreation,
 	onDue: sqlDue, onDueFirst: sqlDueFirst, onDueAmong: sqlDueAmong, onUnadopted: sqlUnadopted, onUnadoptedFirst: sqlUnadoptedFirst,
 	onAdopt: sqlAdopt, onState: sqlState, onHistory: sqlHistory, onBreaks: sqlBreaks,

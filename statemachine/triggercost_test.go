@@ -59,7 +59,8 @@ func written(t *testing.T, pool *pgxpool.Pool, table, before string, trigger boo
 	return wal / 400, hot
 }
 
-// The trigger writes nothing and keeps updates HOT; what costs is an index on the time since when a row is in its
+// The trigger writes nothing, and keeps updates HOT. The server locks a row before it calls a BEFORE trigger, in a record of its own: 56 bytes that
+// whoever locks the row himself writes anyway. What costs is an index on the time since when a row is in its
 // state, which takes HOT from every one of them.
 func TestWhatTriggerAndIndexWrite(t *testing.T) {
 	t.Parallel()
@@ -70,7 +71,7 @@ func TestWhatTriggerAndIndexWrite(t *testing.T) {
 	}
 	guarded, hot := written(t, pool, "guarded", "", true)
 	t.Logf("a move writes %d bytes of WAL, %d with the trigger", plain, guarded)
-	if guarded != plain || hot != 500 {
+	if guarded != plain+56 || hot != 500 {
 		t.Errorf("with the trigger: %d bytes of WAL, without %d; %d of 500 were HOT", guarded, plain, hot)
 	}
 	for what, index := range map[string]string{
