@@ -285,6 +285,9 @@ func (l *lease[TX]) finish(ctx context.Context, state int64, result []byte) (rec
 		Rows: &rows,
 	}}})
 	own := c.ownRecord(l.nonce, state, l.seen.createdAt, result)
+	if !l.first { // the record has the fingerprint of the request that began the key, and so those in line are compared with it
+		own.fpVersion, own.fp = l.seen.fpVersion, l.seen.fp
+	}
 	switch {
 	case err == nil && rows > 0:
 		return own, nil
