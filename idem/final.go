@@ -16,7 +16,9 @@ import (
 // not for what may be otherwise tomorrow.
 //
 // An error that wraps a serialization failure, a deadlock, a lost connection or the end of a context is
-// not final, whatever it is wrapped in: it says nothing about the request. Final(nil) is nil.
+// not final, whatever it is wrapped in: it says nothing about the request. Nor is one of [ErrInFlight], [ErrUnavailable], [ErrRetryTx],
+// [ErrUnknownOutcome], [ErrLeaseLost] and [ErrStepsChanged], which [Step] and [DoTx] return: a refusal would end a key whose payment may have
+// been made. Final(nil) is nil.
 func Final(err error) error {
 	if err == nil {
 		return nil
@@ -52,7 +54,12 @@ func isFinal(err error) bool {
 	case code == pg.CodeSerialization, code == pg.CodeDeadlock, code == pg.CodeQueryCanceled, pg.IsFatal("", code):
 		return false
 	}
-	return !isContextEnd(h.err) && !errors.Is(h.err, ErrRetryTx)
+	for _, passing := range []error{ErrInFlight, ErrUnavailable, ErrRetryTx, ErrUnknownOutcome, ErrLeaseLost, ErrStepsChanged} {
+		if errors.Is(h.err, passing) {
+			return false
+		}
+	}
+	return !isContextEnd(h.err)
 }
 
 // packRefusal is what is stored of a refusal: the reason with its length, then 1 and the value as the

@@ -74,6 +74,8 @@ func idemNotFinal[TX any](t *testing.T, c Client[TX]) {
 	for name, cause := range map[string]error{
 		"serialization failure": sqlStateError(pg.CodeSerialization), "end of ctx": context.DeadlineExceeded,
 		"lost connection": sqlStateError(pg.CodeAdminShutdown), "transaction to be repeated": idem.ErrRetryTx,
+		"another key in flight": idem.ErrInFlight, "unavailable": idem.ErrUnavailable, "unknown outcome": idem.ErrUnknownOutcome,
+		"lease lost": idem.ErrLeaseLost, "steps changed": idem.ErrStepsChanged,
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()

@@ -86,6 +86,11 @@ func stepsUnsure[TX any](t *testing.T, c Client[TX]) {
 		})
 		wantErr(t, err, idem.ErrUnknownOutcome)
 	}
+	_, err = b.run(t.Context(), "r1", func(ctx context.Context, run *idem.Run[TX], in remittance) (string, error) {
+		_, err := b.remitsFrom(k, idem.AtMostOnce(answers["unsure"]))(ctx, run, in)
+		return "", idem.Final(fmt.Errorf("refused: %w", err))
+	})
+	wantErr(t, err, idem.ErrUnknownOutcome)
 	wantInt(t, "calls", int64(k.calls), 1)
 	b.left(1, 1, 0)
 	b.records(0)
