@@ -313,14 +313,25 @@ func (l *lease[TX]) finish(ctx context.Context, state int64, result []byte) (rec
 // as if it had not been asked for, if this was its first attempt: what earlier ones have called is to be found out.
 func (l *lease[TX]) leave(ctx context.Context, cause error, called int) {
 	c := l.call
-	stmt := pg.Stmt{SQL: c.store.sql.drop, Args: []any{c.scope, c.digest, l.nonce}}
-	if called > 0 || !l.first {
-		stmt = pg.Stmt{SQL: c.store.sql.leave, Args: []any{c.scope, c.digest, l.nonce, l.pause(l.seen.attempts), printableError(cause)}}
+	var err error
+	gone := int64(0)
+	if called == 0 && l.first {
+		err = l.persist(ctx, pg.Stmt{SQL: c.store.sql.drop, Args: []any{c.scope, c.digest, l.nonce}, Rows: &gone})
 	}
-	if err := c.store.persist(ctx, &write{key: c.key, stmts: []pg.Stmt{stmt}, insist: true}); err != nil {
+	if err == nil && gone == 0 { // also where a mark has landed whose answer was lost: then there is a step
+		err = l.persist(ctx, pg.Stmt{
+			SQL: c.store.sql.leave, Args: []any{c.scope, c.digest, l.nonce, l.pause(l.seen.attempts), printableError(cause)},
+		})
+	}
+	if err != nil {
 		l.forget = true
 		c.store.cfg.Logger.Warn("idem: a key could not be left, it is free when the lease is over", "key", c.key, "err", err)
 	}
+}
+
+// persist carries out what has to be said of the lease.
+func (l *lease[TX]) persist(ctx context.Context, stmt pg.Stmt) error {
+	return l.call.store.persist(ctx, &write{key: l.call.key, stmts: []pg.Stmt{stmt}, insist: true})
 }
 
 // printableError is what is stored of an error, for people who look.
