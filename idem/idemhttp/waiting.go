@@ -32,7 +32,9 @@ func newWaiting(r *http.Request, forConn, forKey time.Duration) (w *waiting, can
 
 // over says that the function begins. If the time was up in that very moment, it does not.
 func (w *waiting) over() error {
-	w.timer.Stop()
+	if !w.timer.Stop() { // it has fired, and ends the ctx now if it has not yet
+		return errWaited
+	}
 	return context.Cause(w.ctx)
 }
 

@@ -46,3 +46,15 @@ func TestWaitingEndsAndTheFunctionDoesNot(t *testing.T) {
 		}
 	})
 }
+
+// The time is up in the very moment in which the function would begin: its timer has fired, and has not ended the ctx yet.
+func TestWaitingEndsAsTheFunctionBegins(t *testing.T) {
+	t.Parallel()
+	fired, end := make(chan struct{}), make(chan struct{})
+	defer close(end)
+	w := &waiting{ctx: t.Context(), most: time.Hour, timer: time.AfterFunc(0, func() { close(fired); <-end })}
+	<-fired
+	if err := w.over(); !errors.Is(err, errWaited) {
+		t.Errorf("the function begins, and its ctx ends: %v", err)
+	}
+}
