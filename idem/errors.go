@@ -57,7 +57,7 @@ var (
 	// ErrTxEnded means that the handler ended the transaction it was given. Unless it is
 	// certain that this was a rollback, what it had written may be committed without a
 	// record, so the key is blocked: every later call gets [ErrUnknownOutcome] until a
-	// person has looked. The message says which.
+	// person has looked. Or somebody else has executed the key since that COMMIT, and there may be two effects. The message says which.
 	ErrTxEnded = errors.New("handler ended its transaction")
 
 	// ErrTxUnusable means that the handler left a transaction that cannot be committed: a statement in it had

@@ -13,7 +13,13 @@ import (
 // stored, a repeat could execute the key again.
 func (c *call[TX]) block(ctx context.Context) error {
 	for n := 1; ; n++ {
-		_, err := c.storeSettled(ctx, c.store.db.Pool(), newAttempt(), stateUnknown, nil)
+		at, err := c.storeSettled(ctx, c.store.db.Pool(), newAttempt(), stateUnknown, nil)
+		if err == nil && at.IsZero() { // there is a record: ours, if the answer to the try before was lost
+			var rec record
+			if rec, err = c.look(ctx); err == nil && rec.rows > 0 && rec.state != stateUnknown {
+				return errExecutedSince
+			}
+		}
 		if err == nil {
 			c.tell(Blocked, nil)
 		}
@@ -23,12 +29,18 @@ func (c *call[TX]) block(ctx context.Context) error {
 	}
 }
 
+// errExecutedSince means that a handler's own COMMIT has let somebody else execute the key.
+var errExecutedSince = errors.New("another caller has executed the key since")
+
 // blocked is the error of a handler that ended its transaction, after blocking its key.
 func (c *call[TX]) blocked(ctx context.Context, cause error) error {
 	return errBlocked(cause, c.block(ctx))
 }
 
 func errBlocked(cause, err error) error {
+	if errors.Is(err, errExecutedSince) {
+		return errors.Join(fmt.Errorf("%w: what it wrote may be committed, and %w: look for two effects", ErrTxEnded, err), unmarked(cause))
+	}
 	if err != nil {
 		err = fmt.Errorf("the key could not be blocked, a repeat may execute it again: %w", err)
 	}
