@@ -90,14 +90,14 @@ SELECT to_state, seq, at, version
  ORDER BY seq DESC
  LIMIT 1`
 
-	// sqlUnadopted locks rows after the one of $2, in the order of their ids, $1 of them at most. Locks: the rows,
-	// FOR NO KEY UPDATE. Index: the one of "id".
+	// sqlUnadopted locks rows after the one of $2, in the order of their ids, $1 of them at most (an int8, since $1::bigint is written
+	// for an id). Locks: the rows, FOR NO KEY UPDATE. Index: the one of "id".
 	sqlUnadopted = `
 SELECT "id"::text AS pgonce_e, "state"::text COLLATE "C" AS pgonce_f
   FROM "public"."orders"
  WHERE "id" > $2::text::bigint /*id*/ /*scope*/
  ORDER BY "id"
- LIMIT $1::bigint
+ LIMIT $1::int8
    FOR NO KEY UPDATE`
 
 	// sqlUnadoptedFirst is sqlUnadopted from the beginning.
@@ -106,7 +106,7 @@ SELECT "id"::text AS pgonce_e, "state"::text COLLATE "C" AS pgonce_f
   FROM "public"."orders"
  WHERE true /*scope*/
  ORDER BY "id"
- LIMIT $1::bigint
+ LIMIT $1::int8
    FOR NO KEY UPDATE`
 
 	// sqlAdopt begins the history of those rows that have none and are in a known state. The rows are
