@@ -33,6 +33,70 @@ func TestEveryVerbTakesEveryID(t *testing.T) {
 	everyVerb(t, db, d, "code", `'k-' || g`, func(n int) string { return fmt.Sprintf("k-%d", n) })
 }
 
+// A UUID has one row, in whatever notation and in however many statements it is among the ids; what is none is refused before the server does so.
+func TestNotationsOfUUIDs(t *testing.T) {
+	t.Parallel()
+	db := pgtest.New(t)
+	db.Exec(t, `CREATE TABLE lamp (id uuid PRIMARY KEY, state text NOT NULL DEFAULT 'a')`)
+	db.Exec(t, `INSERT INTO lamp SELECT ('abcd0000-0000-0000-0000-' || lpad(g::text, 12, '0'))::uuid FROM generate_series(1, 1500) g`)
+	pool := db.Pool(t)
+	b, err := sm.Bind[string](lights, pgxdriver.New(pool), sm.Table{Name: "lamp"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	id := func(n int) string { return fmt.Sprintf("abcd0000-0000-0000-0000-%012d", n) }
+	var ids []string
+	for n := range 1500 {
+		ids = append(ids, id(n+1), strings.ToUpper(id(n+1)), "{"+id(n+1)+"}")
+	}
+	rows, err := b.FireMany(t.Context(), ids, on)
+	applied := 0
+	for _, r := range rows {
+		if r.Applied() {
+			applied++
+		}
+	}
+	if err != nil || len(rows) != 1500 || applied != 1500 {
+		t.Errorf("got %d answers, %d of them Applied, %v", len(rows), applied, err)
+	}
+	for _, bad := range []string{"{" + id(1), id(1) + "}", strings.Replace(id(1), "abcd", "a-bcd", 1), strings.Replace(id(1), "-", "--", 1), "-" + id(1), id(1) + "-", id(1)[1:]} {
+		tx, err := pool.Begin(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		_, err = b.FireTx(t.Context(), tx, bad, on)
+		wantErr(t, err, sm.ErrInvalid, "is not a UUID")
+		_, err = b.FireManyTx(t.Context(), tx, []string{id(1), bad}, on)
+		wantErr(t, err, sm.ErrInvalid, "is not a UUID")
+		res, err := b.FireTx(t.Context(), tx, strings.ReplaceAll(id(1), "-", ""), off)
+		if err != nil || !res.Applied() {
+			t.Errorf("%q: got %+v, %v", bad, res, err)
+		}
+		_ = tx.Rollback(t.Context())
+	}
+}
+
+// An id column that gets another type is met as any other change of the table: by the same program.
+func TestIDsBecomeUUIDs(t *testing.T) {
+	t.Parallel()
+	db := pgtest.New(t)
+	db.Exec(t, `CREATE TABLE lamp (id text PRIMARY KEY, state text NOT NULL DEFAULT 'a')`)
+	db.Exec(t, `INSERT INTO lamp SELECT 'abcd0000-0000-0000-0000-' || lpad(g::text, 12, '0') FROM generate_series(1, 9) g`)
+	b, err := sm.Bind[string](lights, pgxdriver.New(db.Pool(t)), sm.Table{Name: "lamp"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for n := range 3 {
+		res, err := b.Fire(t.Context(), fmt.Sprintf("abcd0000-0000-0000-0000-%012d", n+1), on)
+		if err != nil || !res.Applied() {
+			t.Errorf("got %+v, %v", res, err)
+		}
+		if n == 0 {
+			db.Exec(t, `ALTER TABLE lamp ALTER COLUMN id TYPE uuid USING id::uuid`)
+		}
+	}
+}
+
 func everyVerb[K sm.ID](t *testing.T, db *pgtest.DB, d pg.Driver[pgx.Tx], typ, ids string, id func(int) K) {
 	t.Helper()
 	const rows = 602

@@ -113,7 +113,8 @@ func (b *Binding[K, S, TX]) newMany(ids []K, ev Event[S], opts []Option) (*many[
 	return m, err
 }
 
-// prepare finds the statement, and ids that the server would refuse with all the others.
+// prepare finds the statement, and ids that the server would refuse with all the others. UUIDs have several notations: they are put in the
+// order in which the server locks them, each once, since it sees no more than a thousand at a time.
 func (m *many[K, S, TX]) prepare(ctx context.Context, q pg.Querier) error {
 	if err := m.f.prepare(ctx, q, false); err != nil || m.f.b.kind != idText || !m.f.uuid {
 		return err
@@ -123,6 +124,9 @@ func (m *many[K, S, TX]) prepare(ctx context.Context, q pg.Querier) error {
 			return &InvalidError{fmt.Sprintf("id %q", pg.Printable(fmt.Sprint(id))), reason}
 		}
 	}
+	digits := func(a, b K) int { return strings.Compare(uuidDigits(idArg(a).(string)), uuidDigits(idArg(b).(string))) }
+	slices.SortStableFunc(m.ids, digits)
+	m.ids = slices.CompactFunc(m.ids, func(a, b K) bool { return digits(a, b) == 0 })
 	return nil
 }
 

@@ -196,7 +196,7 @@ func idOf[K ID](text string) (id K, err error) {
 // faultOfUUID says what is wrong with the text of a UUID. The server would say so too, and the
 // transaction with it.
 func faultOfUUID(s string) string {
-	digits := strings.ReplaceAll(strings.TrimSuffix(strings.TrimPrefix(s, "{"), "}"), "-", "")
+	digits := uuidDigits(s)
 	if _, err := hex.DecodeString(digits); err != nil || len(digits) != 32 {
 		return "is not a UUID"
 	}
@@ -204,6 +204,21 @@ func faultOfUUID(s string) string {
 }
 
 // faultOfText says what the server would refuse in any text.
+// uuidDigits are the 32 digits of a UUID in any notation that Postgres takes: with braces around it or without, and with a hyphen or none
+// after each four of them. A text that is no UUID keeps what makes it none.
+func uuidDigits(s string) string {
+	if strings.HasPrefix(s, "{") && strings.HasSuffix(s, "}") {
+		s = s[1 : len(s)-1]
+	}
+	digits := make([]byte, 0, len(s))
+	for i := range len(s) {
+		if n := len(digits); s[i] != '-' || s[max(i, 1)-1] == '-' || n%4 != 0 || n == 32 {
+			digits = append(digits, s[i])
+		}
+	}
+	return strings.ToLower(string(digits))
+}
+
 func faultOfText(s string) string {
 	if !utf8.ValidString(s) || strings.ContainsRune(s, 0) {
 		return "is not valid text"
