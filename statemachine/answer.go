@@ -195,6 +195,7 @@ const (
 	codeInvalidText     = "22P02"
 	codeSeveralRows     = "21000"
 	codeUndefinedColumn = "42703"
+	codeNoOperator      = "42883"
 	codeUndefinedType   = "42704"
 	codeWrongType       = "42804"
 )
@@ -227,7 +228,7 @@ func (f *firing[K, S, TX]) explain(err error) error {
 // because an expression of the caller's is wrong, which looks the same.
 func tableChanged(err error) bool {
 	switch pg.Code(err) {
-	case pg.CodeUndefinedTable, pg.CodeNoSuchSchema, codeUndefinedColumn, codeUndefinedType, codeWrongType:
+	case pg.CodeUndefinedTable, pg.CodeNoSuchSchema, codeUndefinedColumn, codeUndefinedType, codeWrongType, codeNoOperator:
 		return true
 	}
 	return false
