@@ -146,7 +146,7 @@ func (f *firing[K, S, TX]) result(a answer) (Result[S], error) {
 		res.Outcome = AlreadyApplied
 	case *a.outcome == storedApplied && a.written:
 		res.Outcome = Applied
-		if f.b.table.Version != "" {
+		if a.version != nil {
 			res.Version++
 		}
 	default: // an id that was there and is gone: somebody purges the history under our hands

@@ -142,13 +142,16 @@ type ConflictError struct {
 	// Expr is the [Match] that does not hold, as it was given.
 	Expr string
 
-	// WantVersion and Version differ, where it was [ExpectVersion] that failed.
+	// WantVersion and Version differ, where it was [ExpectVersion] that failed. Version is 0 where the column is NULL.
 	WantVersion, Version int64
 }
 
 func (e *ConflictError) Error() string {
 	switch e.Reason {
 	case ReasonVersion:
+		if e.Version == e.WantVersion { // it was not the number that failed
+			return fmt.Sprintf("%v: row %v has no version (NULL), so it is not at %d", ErrConflict, e.ID, e.WantVersion)
+		}
 		return fmt.Sprintf("%v: row %v is at version %d, not %d", ErrConflict, e.ID, e.Version, e.WantVersion)
 	case ReasonMatch:
 		return fmt.Sprintf("%v: row %v in %q is not what %q is about: Match(%q)", ErrConflict, e.ID, e.State, e.Event, e.Expr)

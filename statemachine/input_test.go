@@ -291,3 +291,17 @@ func TestErrorsAreDistinct(t *testing.T) {
 		}
 	}
 }
+
+// A version that is NULL is none: it is not counted, and it is not the 0 that somebody expects.
+func TestVersionThatIsNull(t *testing.T) {
+	t.Parallel()
+	db := pgtest.New(t)
+	db.Exec(t, lamps+`; ALTER TABLE lamp ADD COLUMN version int; INSERT INTO lamp VALUES (1)`)
+	b := bindLamps(t, pgxdriver.New(db.Pool(t)), sm.Table{Version: "version"})
+	_, err := b.Fire(t.Context(), 1, on, sm.ExpectVersion(0))
+	wantErr(t, err, sm.ErrConflict, "has no version (NULL)")
+	res, err := b.Fire(t.Context(), 1, on)
+	if err != nil || !res.Applied() || res.Version != 0 {
+		t.Errorf("got %+v, %v", res, err)
+	}
+}

@@ -35,7 +35,8 @@ type Table struct {
 	// binding of its own.
 	State string
 
-	// Version is an integer column that counts the moves, if there is one. Every move adds one to it.
+	// Version is an integer column that counts the moves, if there is one. Every move adds one to it. It should be NOT NULL: a NULL stays one,
+	// and no [ExpectVersion] holds for it.
 	Version string
 
 	// Since is a column of type timestamptz that says since when the row is in its state, if there is one. Every move
@@ -203,7 +204,6 @@ func faultOfUUID(s string) string {
 	return ""
 }
 
-// faultOfText says what the server would refuse in any text.
 // uuidDigits are the 32 digits of a UUID in any notation that Postgres takes: with braces around it or without, and with a hyphen or none
 // after each four of them. A text that is no UUID keeps what makes it none.
 func uuidDigits(s string) string {
@@ -219,6 +219,7 @@ func uuidDigits(s string) string {
 	return strings.ToLower(string(digits))
 }
 
+// faultOfText says what the server would refuse in any text.
 func faultOfText(s string) string {
 	if !utf8.ValidString(s) || strings.ContainsRune(s, 0) {
 		return "is not valid text"
