@@ -185,6 +185,9 @@ func (b *Binding[K, S, TX]) Adopt(ctx context.Context, actor string) (int64, err
 			n, last, found, err = f.adopt(ctx, after)
 			return err
 		})
+		if err != nil {
+			break
+		}
 		adopted += n
 		unknown = append(unknown, found[:min(len(found), 100-len(unknown))]...)
 		if last == nil {

@@ -305,3 +305,16 @@ func TestVersionThatIsNull(t *testing.T) {
 		t.Errorf("got %+v, %v", res, err)
 	}
 }
+
+// What a commit has refused was not done.
+func TestAdoptCountsWhatIsCommitted(t *testing.T) {
+	t.Parallel()
+	db := pgtest.New(t)
+	db.Exec(t, lamps+`; INSERT INTO lamp SELECT generate_series(1, 600); CREATE FUNCTION no() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RAISE EXCEPTION ''no''; END';
+		CREATE CONSTRAINT TRIGGER no AFTER INSERT ON pgonce.transition DEFERRABLE INITIALLY DEFERRED FOR EACH ROW WHEN (NEW.entity = '550') EXECUTE FUNCTION no()`)
+	b := bindLamps(t, pgxdriver.New(db.Pool(t)), sm.Table{})
+	n, err := b.Adopt(t.Context(), "")
+	if kept := db.Int(t, `SELECT count(*) FROM pgonce.transition`); err == nil || n != 500 || kept != 500 {
+		t.Errorf("said %d, kept %d, %v", n, kept, err)
+	}
+}
