@@ -160,19 +160,27 @@ func (b *Binding[K, S, TX]) newFiringOf(id K, ev Event[S], opts []Option, due bo
 	case f.mv.overlap && c.dedup == nil && !due:
 		c.find(fmt.Sprintf("event %q", ev.name), "has a target among its sources: without Dedup a repeat would be one more step")
 	}
-	if b.table.NoHistory && (c.dedup != nil || c.actor != nil || c.meta != nil) {
-		c.find("Dedup, Actor or Meta", "needs the history that NoHistory has turned off")
-	}
-	if c.version != nil && b.table.Version == "" {
-		c.find("ExpectVersion", "needs Table.Version")
-	}
 	if err := b.faultOfScope(); err != nil {
 		c.findings = append(c.findings, err)
 	}
+	var required []string
 	if f.mv != nil {
-		f.checkSets(f.mv.columns())
+		required = f.mv.columns()
 	}
+	f.checkOptions(required)
 	return f, errors.Join(c.findings...)
+}
+
+// checkOptions refuses options that the binding has no column or no history for.
+func (f *firing[K, S, TX]) checkOptions(required []string) {
+	c, t := &f.call, f.b.table
+	if t.NoHistory && (c.dedup != nil || c.actor != nil || c.meta != nil) {
+		c.find("Dedup, Actor or Meta", "needs the history that NoHistory has turned off")
+	}
+	if c.version != nil && t.Version == "" {
+		c.find("ExpectVersion", "needs Table.Version")
+	}
+	f.checkSets(required)
 }
 
 // faultOfID says what is wrong with an id that the server would refuse, and the transaction

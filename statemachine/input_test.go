@@ -318,3 +318,17 @@ func TestAdoptCountsWhatIsCommitted(t *testing.T) {
 		t.Errorf("said %d, kept %d, %v", n, kept, err)
 	}
 }
+
+// What Fire would refuse is not shown as something that runs.
+func TestSQLRefusesWhatFireDoes(t *testing.T) {
+	t.Parallel()
+	db := pgtest.New(t)
+	db.Exec(t, lamps)
+	d := pgxdriver.New(db.Pool(t))
+	_, err := bindLamps(t, d, sm.Table{}).SQL(t.Context(), sm.ExpectVersion(1), sm.Dedup(""), sm.Set("state", "b"))
+	wantErr(t, err, sm.ErrInvalid, "ExpectVersion needs Table.Version")
+	wantErr(t, err, sm.ErrInvalid, "dedup id is empty")
+	wantErr(t, err, sm.ErrInvalid, "a column that the machine keeps")
+	_, err = bindLamps(t, d, sm.Table{NoHistory: true}).SQL(t.Context(), sm.Dedup("d"))
+	wantErr(t, err, sm.ErrInvalid, "needs the history")
+}

@@ -3,6 +3,7 @@ package statemachine
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"iter"
 	"slices"
@@ -240,7 +241,7 @@ func (b *Binding[K, S, TX]) readBreaks(ctx context.Context, yield func(Break) bo
 
 // Statements are the texts that calls with the same options run. Their arguments are explained in the package's SQL files, where those
 // that a text does not use are left out and the others move up;
-// the arguments of the options come after those, in the order Where, Match, Set, and then those of the scope.
+// the arguments of the options come after those, in the order ExpectVersion, Where, Match, Set, and then those of the scope.
 type Statements struct {
 	Fire     string // of Fire. FireTx sets no limit to the wait; an event that no other shares a target with does not look for the last move
 	FireMany string // of FireMany, FireManyTx, and Sweep after Due
@@ -254,10 +255,12 @@ type Statements struct {
 //
 // Errors: [ErrInvalid], [ErrUnavailable], [ErrSchema].
 func (b *Binding[K, S, TX]) SQL(ctx context.Context, opts ...Option) (Statements, error) {
-	var c call
+	f := &firing[K, S, TX]{b: b}
+	c := &f.call
 	c.apply(opts)
+	f.checkOptions(nil)
 	if len(c.findings) > 0 {
-		return Statements{}, fmt.Errorf("statemachine: SQL of %q: %w", b.m.name, c.findings[0])
+		return Statements{}, fmt.Errorf("statemachine: SQL of %q: %w", b.m.name, errors.Join(c.findings...))
 	}
 	p := parts{history: !b.table.NoHistory, dedup: c.dedup != nil, unlocked: !c.lock && c.dedup == nil, wait: true, alone: c.dedup == nil && b.kind != idText}
 	for _, mv := range b.m.events {
@@ -275,7 +278,7 @@ func (b *Binding[K, S, TX]) SQL(ctx context.Context, opts ...Option) (Statements
 		of template
 		p  parts
 		c  *call
-	}{{&out.Fire, fire, p, &c}, {&out.FireMany, onMany, p, &c}, {&out.Create, create, parts{}, &call{sets: c.sets}}, {&out.Due, onDueFirst, parts{}, &call{}}} {
+	}{{&out.Fire, fire, p, c}, {&out.FireMany, onMany, p, c}, {&out.Create, create, parts{}, &call{sets: c.sets}}, {&out.Due, onDueFirst, parts{}, &call{}}} {
 		if err != nil || s.of == onDueFirst && b.table.Since == "" {
 			continue
 		}
