@@ -239,12 +239,19 @@ func lostInTx(ctx context.Context, err error) error {
 	switch {
 	case err == nil || isOurs(err):
 		return err
+	case errors.Is(err, pg.ErrNotSent):
+		return unfit(err)
 	case pg.Rejected(err):
 		return cancelled(ctx, err)
 	case ctx.Err() != nil:
 		err = errors.Join(context.Cause(ctx), err)
 	}
 	return fmt.Errorf("%w: %w", ErrUnavailable, err)
+}
+
+// unfit names an argument that is none for the client library: nothing was sent, so a transaction is alive.
+func unfit(err error) error {
+	return fmt.Errorf("%w: %w", &InvalidError{"argument of an option", "does not fit its column or its place in the expression"}, err)
 }
 
 // cancelled adds why the server cancelled a statement: a client library that answers the end of ctx with a
@@ -261,6 +268,8 @@ func lostOutside(ctx context.Context, err error) error {
 	switch {
 	case isOurs(err):
 		return err
+	case errors.Is(err, pg.ErrNotSent):
+		return unfit(err)
 	case pg.Rejected(err):
 		return cancelled(ctx, err)
 	case ctx.Err() != nil:

@@ -332,3 +332,38 @@ func TestSQLRefusesWhatFireDoes(t *testing.T) {
 	_, err = bindLamps(t, d, sm.Table{NoHistory: true}).SQL(t.Context(), sm.Dedup("d"))
 	wantErr(t, err, sm.ErrInvalid, "needs the history")
 }
+
+// An argument that the client library does not take was never sent: it is no loss of a connection, and no reason to try again.
+func TestArgumentsThatDoNotFit(t *testing.T) {
+	t.Parallel()
+	db := pgtest.New(t)
+	db.Exec(t, lamps+`; ALTER TABLE lamp ADD COLUMN note int; INSERT INTO lamp VALUES (1)`)
+	unfit(t, pgxdriver.New(db.Pool(t)))
+	unfit(t, sqldriver.New(db.SQL(t)))
+}
+
+func unfit[TX any](t *testing.T, d pg.Driver[TX]) {
+	t.Helper()
+	b, ctx := bindLamps(t, d, sm.Table{}), t.Context()
+	for what, opt := range map[string]sm.Option{
+		"a number": sm.Set("note", 1<<40), "a channel": sm.Set("note", make(chan int)), "of an expression": sm.Match("note = $1::int", make(chan int)),
+	} {
+		_, errFire := b.Fire(ctx, 1, on, opt)
+		_, errMany := b.FireMany(ctx, []int64{1}, on, opt)
+		_, errFunc := b.FireFunc(ctx, 1, on, func(context.Context, TX, light) error { return nil }, opt)
+		tx, err := d.Begin(ctx, pg.ReadCommitted)
+		if err != nil {
+			t.Fatal(err)
+		}
+		_, errTx := b.FireTx(ctx, tx.Handle(), 1, on, opt)
+		for _, err := range []error{errFire, errMany, errFunc, errTx} {
+			if !errors.Is(err, sm.ErrInvalid) || errors.Is(err, sm.ErrUnknownOutcome) || sm.IsRetryable(err) {
+				t.Errorf("%s: got %v", what, err)
+			}
+		}
+		if err := tx.Run(ctx, pg.Stmt{SQL: `SELECT 1`}); err != nil {
+			t.Errorf("%s: the transaction: %v", what, err)
+		}
+		tx.Rollback(ctx)
+	}
+}

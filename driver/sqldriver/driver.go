@@ -132,7 +132,8 @@ func mapError(err error) error {
 	if errors.Is(err, sql.ErrTxDone) {
 		return fmt.Errorf("%w: %w", pg.ErrTxEnded, err)
 	}
-	if mapped, ok := pgerr.Map(err); ok {
+	mapped, ok := pgerr.Map(err)
+	if ok {
 		return mapped
 	}
 	var e interface {
@@ -146,7 +147,7 @@ func mapError(err error) error {
 			Constraint: e.Get('n'), Detail: e.Get('D'), Err: err,
 		}
 	}
-	return err
+	return mapped
 }
 
 // queryer is what a pool, a connection and a transaction have in common.

@@ -15,6 +15,9 @@ var (
 	// ErrUnavailable means that no connection could be had. Nothing was done.
 	ErrUnavailable = errors.New("database unavailable")
 
+	// ErrNotSent means that the client library has refused an argument: the statement was not sent, and the connection is good.
+	ErrNotSent = errors.New("argument cannot be sent")
+
 	// ErrTxLost means that a transaction is gone with its connection and that its
 	// COMMIT was never sent: everything in it is rolled back.
 	ErrTxLost = errors.New("transaction lost with its connection")

@@ -6,6 +6,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strings"
 
 	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/pgonce/pgonce/internal/pg"
@@ -15,13 +16,22 @@ import (
 func Map(err error) (mapped error, ok bool) {
 	e, ok := errors.AsType[*pgconn.PgError](err)
 	if !ok {
-		return err, false
+		return unsent(err), false
 	}
 	return &pg.Error{
 		Code: e.Code, Fatal: pg.IsFatal(cmp.Or(e.SeverityUnlocalized, e.Severity), e.Code),
 		Schema: e.SchemaName, Table: e.TableName, Column: e.ColumnName,
 		Constraint: e.ConstraintName, Detail: e.Detail, Err: err,
 	}, true
+}
+
+// unsent names the refusal of an argument, for which neither pgx nor database/sql has a type of error. Both encode all of them before they send
+// the statement. A text that is another one day is taken for a lost connection, as it was.
+func unsent(err error) error {
+	if err != nil && (strings.HasPrefix(err.Error(), "failed to encode args[") || strings.HasPrefix(err.Error(), "sql: converting argument ")) {
+		return fmt.Errorf("%w: %w", pg.ErrNotSent, err)
+	}
+	return err
 }
 
 // Ended adds to the error of what ctx has broken off why that has ended. An answer of the server stands for itself.
