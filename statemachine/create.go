@@ -17,7 +17,8 @@ import (
 //	res, err := orders.Create(ctx, id, Unpaid, statemachine.Set("amount", amount), statemachine.Match("amount = $1", amount))
 //
 // Where the database makes the ids, draw one first (nextval, gen_random_uuid()), or insert the row and leave its
-// history to begin with its first move.
+// history to begin with its first move. The id has to be unique by itself: in a table that is partitioned by the state, with a primary key of both, nothing keeps a
+// repeat from inserting a second row once the first has moved ([Binding.Verify] says so).
 //
 // Errors: those of [Binding.Fire]; [ErrConflict] where a row is there by another way, or by Create in another state, and
 // always without a history, since then nobody can tell; [ErrDiverted] where the server has inserted nothing and there is no

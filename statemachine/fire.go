@@ -34,7 +34,7 @@ const (
 // move may have been made ([ErrUnknownOutcome]).
 //
 // Cost: one statement; on pgx one round trip. A repeat takes no lock, no xid and
-// writes no WAL. Three more trips (BEGIN, the statement again, COMMIT) where the answer has to be
+// writes no WAL. A refusal takes one more, unless the call has an option that is a condition. Three more trips (BEGIN, the statement again, COMMIT) where the answer has to be
 // confirmed under the lock: a call with [Dedup] that is refused, and one that finds its
 // target reached and cannot tell by which event. One more where it has waited for a call that did the same. The first call of a binding adds two. Locks: the row, FOR NO KEY
 // UPDATE, so inserts that refer to the row do not wait. 40001 and 40P01 are tried
@@ -58,7 +58,8 @@ func (b *Binding[K, S, TX]) Fire(ctx context.Context, id K, ev Event[S], opts ..
 // never an answer from old data; one that was created since is [ErrNotFound]. At READ COMMITTED an unlocked repeat is answered with what was committed when
 // the statement began; [Lock] holds the row until the transaction ends.
 //
-// Cost: one statement; one more on the same connection where Fire needs three. The first call of a
+// Cost: one statement, and one more for a refusal, as in Fire; one more on the same connection where Fire needs three. Above READ
+// COMMITTED a repeat may take one more, too. The first call of a
 // binding adds two trips, on this connection.
 func (b *Binding[K, S, TX]) FireTx(ctx context.Context, tx TX, id K, ev Event[S], opts ...Option) (Result[S], error) {
 	res, err := b.fireTx(ctx, tx, id, ev, opts)

@@ -333,6 +333,27 @@ func TestSQLRefusesWhatFireDoes(t *testing.T) {
 	wantErr(t, err, sm.ErrInvalid, "needs the history")
 }
 
+// What tries to move the row first is shown where the options allow it, as the server takes it.
+func TestSQLShowsTheMove(t *testing.T) {
+	t.Parallel()
+	db := pgtest.New(t)
+	db.Exec(t, lamps)
+	pool := db.Pool(t)
+	b := bindLamps(t, pgxdriver.New(pool), sm.Table{})
+	shown, err := b.SQL(t.Context(), sm.Set("watts", 1))
+	if err != nil || !strings.Contains(shown.Move, `UPDATE "public"."lamp"`) || strings.Contains(shown.Move, "FOR NO KEY UPDATE") {
+		t.Errorf("%v, %s", err, shown.Move)
+	}
+	if _, err := pool.Exec(t.Context(), "PREPARE moving AS "+shown.Move, pgx.QueryExecModeSimpleProtocol); err != nil {
+		t.Errorf("%v in %s", err, shown.Move)
+	}
+	for _, opt := range []sm.Option{sm.Where("watts > 1"), sm.Match("watts > 1"), sm.Dedup("1"), sm.Lock()} {
+		if shown, err := b.SQL(t.Context(), opt); err != nil || shown.Move != "" {
+			t.Errorf("%v, %s", err, shown.Move)
+		}
+	}
+}
+
 // An argument that the client library does not take was never sent: it is no loss of a connection, and no reason to try again.
 func TestArgumentsThatDoNotFit(t *testing.T) {
 	t.Parallel()

@@ -1,7 +1,6 @@
 package statemachine
 
 import (
-	"bytes"
 	"encoding/json"
 	"fmt"
 	"time"
@@ -129,7 +128,7 @@ func Lock() Option { return func(c *call) { c.lock = true } }
 
 // LockTimeout is how long to wait for a row that somebody else has locked, whole milliseconds and 1 at
 // least. After that it is [ErrBusy]. A shorter lock_timeout of the role stands, and so does the limit that
-// [Binding.Fire] has anyway. In a caller's transaction the setting is put back at the end of the statement.
+// [Binding.Fire] has anyway. For an answer at once, as NOWAIT would give it, take a millisecond. In a caller's transaction the setting is put back at the end of the statement.
 func LockTimeout(d time.Duration) Option {
 	return func(c *call) {
 		if d < time.Millisecond || d > maxWait {
@@ -152,7 +151,7 @@ func Actor(name string) Option {
 	}
 }
 
-// Meta is written to the history as JSON, at most 64 KiB.
+// Meta is written to the history as JSON, at most 64 KiB. It is kept for as long as the history is, as it stands: leave out what must not be.
 func Meta(v any) Option {
 	return func(c *call) {
 		data, err := json.Marshal(v)
@@ -161,8 +160,10 @@ func Meta(v any) Option {
 			c.find("meta", "cannot be encoded: "+err.Error())
 		case len(data) > MaxMeta:
 			c.find("meta", fmt.Sprintf("has %d bytes, the limit is %d", len(data), MaxMeta))
-		case bytes.Contains(bytes.ReplaceAll(data, []byte(`\\`), nil), []byte(`\u0000`)):
-			c.find("meta", "has a NUL character, which Postgres does not store")
+		default:
+			if reason := faultOfJSON(data); reason != "" {
+				c.find("meta", reason)
+			}
 		}
 		text := string(data)
 		c.meta = &text

@@ -243,6 +243,7 @@ func (b *Binding[K, S, TX]) readBreaks(ctx context.Context, yield func(Break) bo
 // that a text does not use are left out and the others move up;
 // the arguments of the options come after those, in the order ExpectVersion, Where, Match, Set, and then those of the scope.
 type Statements struct {
+	Move     string // of Fire and FireTx for an event with one source, where the options allow it; Fire comes after it if it cannot tell. Or ""
 	Fire     string // of Fire. FireTx sets no limit to the wait; an event that no other shares a target with does not look for the last move
 	FireMany string // of FireMany, FireManyTx, and Sweep after Due
 	Create   string
@@ -262,24 +263,10 @@ func (b *Binding[K, S, TX]) SQL(ctx context.Context, opts ...Option) (Statements
 	if len(c.findings) > 0 {
 		return Statements{}, fmt.Errorf("statemachine: SQL of %q: %w", b.m.name, errors.Join(c.findings...))
 	}
-	p := parts{history: !b.table.NoHistory, dedup: c.dedup != nil, unlocked: !c.lock && c.dedup == nil, wait: true, alone: c.dedup == nil && b.kind != idText}
-	for _, mv := range b.m.events {
-		p.untold = p.untold || mv.shared
-	}
-	p.last = p.untold && p.unlocked
-	fire, create := onFireHistory, onCreateHistory
-	if b.table.NoHistory {
-		fire, create = onFire, onCreate
-	}
 	var out Statements
 	l, err := b.ready(ctx, b.db.Pool())
-	for _, s := range []struct {
-		to *string
-		of template
-		p  parts
-		c  *call
-	}{{&out.Fire, fire, p, c}, {&out.FireMany, onMany, p, c}, {&out.Create, create, parts{}, &call{sets: c.sets}}, {&out.Due, onDueFirst, parts{}, &call{}}} {
-		if err != nil || s.of == onDueFirst && b.table.Since == "" {
+	for _, s := range f.shown(&out) {
+		if err != nil || s.none {
 			continue
 		}
 		var made *statement
@@ -294,4 +281,38 @@ func (b *Binding[K, S, TX]) SQL(ctx context.Context, opts ...Option) (Statements
 		return Statements{}, fmt.Errorf("statemachine: SQL of %q: %w", b.m.name, err)
 	}
 	return out, nil
+}
+
+// shown is a statement, and where its text belongs.
+type shown struct {
+	to   *string
+	of   template
+	p    parts
+	c    *call
+	none bool // there is none
+}
+
+// shown are the statements for a call's options, with all the parts that any event needs.
+func (f *firing[K, S, TX]) shown(out *Statements) []shown {
+	b, c := f.b, &f.call
+	whole := parts{history: !b.table.NoHistory, dedup: c.dedup != nil, unlocked: !c.lock && c.dedup == nil, wait: true, alone: c.dedup == nil && b.kind != idText}
+	move := parts{history: whole.history, wait: true}
+	for _, f.mv = range b.m.events {
+		whole.untold = whole.untold || f.mv.shared
+		if f.simple() {
+			move.move, move.last, move.ignores = true, move.last || f.mv.shared, move.ignores || len(f.mv.ignored) > 0
+		}
+	}
+	whole.last = whole.untold && whole.unlocked
+	fire, create := onFireHistory, onCreateHistory
+	if b.table.NoHistory {
+		fire, create = onFire, onCreate
+	}
+	return []shown{
+		{&out.Move, onMove, move, c, !move.move},
+		{&out.Fire, fire, whole, c, false},
+		{&out.FireMany, onMany, whole, c, false},
+		{&out.Create, create, parts{}, &call{sets: c.sets}, false},
+		{&out.Due, onDueFirst, parts{}, &call{}, b.table.Since == ""},
+	}
 }

@@ -15,7 +15,8 @@ import (
 
 // ID is what rows are named by: the Go type of a column that is a smallint, int or bigint; a
 // uuid, as its text or as 16 bytes; or a text, varchar or the like. The column must be unique; a row of
-// several key columns needs one more that is.
+// several key columns needs one more that is. A text has to name its row in one notation only, as a citext or a
+// column with a nondeterministic collation does not: the history knows ids by their bytes.
 type ID interface {
 	~int | ~int16 | ~int32 | ~int64 | ~string | ~[16]byte
 }
