@@ -43,7 +43,7 @@ func TestSmoke(t *testing.T) {
 		"S5 id=hidden wal", "S5 id=clear wal", "S5 id=clear commits", "S5 id=clear dead",
 		"S6 c=1 Lookup vs=select ratio", "S6 c=1 Do vs=select ratio", "S6 c=32 Lookup vs=select ratio", "S6 c=32 Do vs=select ratio",
 		"S7 c=256 vs=plain ratio",
-		"S8 c=1 vs=hand ratio", "S8 c=1 vs=four-trips ratio", "S8 c=1 repeat vs=applied ratio", "S8 c=32 vs=hand ratio", "S8 FireMany rows=1000 vs=plain time",
+		"S8 c=1 vs=hand ratio", "S8 c=1 vs=four-trips ratio", "S8 c=1 repeat vs=applied ratio", "S8 c=32 vs=hand ratio", "S8 trip=1ms vs=four-trips ratio", "S8 FireMany rows=1000 vs=plain time",
 		"S9 processes=2 p99-ms",
 		"S10 locks=2000 connections", "S10 keys=2000 vs=empty p50", "S10 purge=2000 vs=none p99",
 	} {
@@ -60,7 +60,10 @@ func TestSmoke(t *testing.T) {
 	if err != nil || !bytes.Contains(chart, []byte("by hand")) || !strings.Contains(string(text), "(benchmarks-s7.svg)") {
 		t.Errorf("no chart of S7 on the page (%v):\n%s", err, chart)
 	}
-	for _, part := range []string{"# Benchmarks", "fsync", "### S10", "S3 hold=0us vs=queue ratio="} {
+	for _, part := range []string{
+		"# Benchmarks", "fsync", "### S10", "S3 hold=0us vs=queue ratio=",
+		"The statements of Do by hand: ", "UPDATE and history in one statement, without answers: ", "Lock, UPDATE and history by hand, without answers: ",
+	} {
 		if !strings.Contains(string(text), part) {
 			t.Errorf("no %q on the page:\n%s", part, text)
 		}

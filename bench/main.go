@@ -98,7 +98,7 @@ func parse(args []string, out io.Writer) (options, error) {
 		fmt.Fprint(out, usage)
 		flags.PrintDefaults()
 	}
-	flags.BoolVar(&o.quick, "quick", false, "5 rounds of half a second, not 9 of two seconds")
+	flags.BoolVar(&o.quick, "quick", false, "5 rounds of half a second, not 7 of two seconds")
 	flags.BoolVar(&o.smoke, "smoke", false, "see that it works: 2 rounds of 50 ms, without Redis, and no verdicts")
 	flags.BoolVar(&o.noRedis, "no-redis", false, "leave out the rows that need Redis")
 	flags.StringVar(&o.only, "only", "", "measure only these `targets`: S1,S3")
@@ -124,7 +124,7 @@ func parse(args []string, out io.Writer) (options, error) {
 }
 
 func (o *options) complete() {
-	rounds, each := 9, 2*time.Second
+	rounds, each := 7, 2*time.Second
 	switch {
 	case o.smoke:
 		rounds, each, o.noRedis = 2, 50*time.Millisecond, true
