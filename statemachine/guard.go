@@ -2,6 +2,7 @@ package statemachine
 
 import (
 	"context"
+	"fmt"
 	"slices"
 	"time"
 
@@ -136,13 +137,17 @@ func (f *firing[K, S, TX]) lock(ctx context.Context, q pg.Querier, wait time.Dur
 	return &state, nil
 }
 
-// move is the statement of Fire. A row that the guard was asked about has been locked since before the statement.
-func (f *firing[K, S, TX]) move(ctx context.Context, q pg.Querier, held bool) (answer, error) {
-	if !held {
-		return f.decide(ctx, q)
+// move is the statement of Fire. A row that the guard was asked about has been locked since before the statement. Where it was not asked, nothing
+// was to be moved; what can be moved all the same was not there to be locked, and is undone.
+func (f *firing[K, S, TX]) move(ctx context.Context, q pg.Querier, asked bool) (a answer, err error) {
+	if asked {
+		return a, f.confirm(ctx, q, &a)
 	}
-	var a answer
-	return a, f.confirm(ctx, q, &a)
+	a, err = f.decide(ctx, q)
+	if err == nil && a.first == nil && a.written && value(a.outcome) == storedApplied {
+		err = fmt.Errorf("%w: the row has come since it was to be locked, and the guard was not asked", ErrRetryTx)
+	}
+	return a, err
 }
 
 // run runs one of the other statements on the table. c has the options that the statement knows, and nil is a
