@@ -35,11 +35,10 @@ func (f *firing[K, S, TX]) simple() bool {
 // args are the arguments of the templates, of which a statement picks its own.
 func (f *firing[K, S, TX]) args(id any, limit int64) []any {
 	c, fx := &f.call, f.b.fixed[f.event.name]
-	sources, targets := fx.sources, fx.targets
 	if f.parts.move {
-		sources, targets = fx.source, fx.target
+		return []any{id, fx.source, fx.target, fx.ignored, limit, f.b.m.name, f.event.name, c.actor, c.meta}
 	}
-	return []any{id, sources, targets, fx.idle, fx.ignored, limit, f.b.m.name, f.event.name, c.actor, c.meta, c.dedup}
+	return []any{id, fx.sources, fx.targets, fx.idle, fx.ignored, limit, f.b.m.name, f.event.name, c.actor, c.meta, c.dedup}
 }
 
 // stmt is the statement. wait is how long it may wait for the row, or 0 for as long as the caller's transaction lets it;

@@ -13,25 +13,25 @@ package statemachine
 //
 // Locks: the row, FOR NO KEY UPDATE, if it is moved, or was waited for. Indexes: the one of "id"; the primary key of "transition" for the last move.
 //
-// $1 id, $2 the source, $3 the target, $5 states where it is ignored, the others as in sqlFireHistory.
+// $1 id, $2 the source, $3 the target, $4 states where it is ignored, $5 how long to wait, $6 machine, $7 event, $8 actor, $9 meta.
 const sqlMove = `
 WITH /*wait*/pgonce_wait AS MATERIALIZED (
-  SELECT pg_catalog.set_config('lock_timeout', CASE pg_catalog.current_setting('lock_timeout') WHEN '0' THEN $6::bigint::text
-                 ELSE LEAST($6::bigint, (1000 * extract(epoch FROM pg_catalog.current_setting('lock_timeout')::interval))::bigint)::text END, true) AS pgonce_w
+  SELECT pg_catalog.set_config('lock_timeout', CASE pg_catalog.current_setting('lock_timeout') WHEN '0' THEN $5::bigint::text
+                 ELSE LEAST($5::bigint, (1000 * extract(epoch FROM pg_catalog.current_setting('lock_timeout')::interval))::bigint)::text END, true) AS pgonce_w
 ), /*end wait*/pgonce_moved AS (
   UPDATE "public"."orders" SET "state" = $3::text::text /*as state*/ /*set*/
    WHERE "id" = $1::bigint AND "state"::text COLLATE "C" = $2::text /*scope*/ /*wait*/AND (SELECT pgonce_w FROM pgonce_wait) IS NOT NULL /*end wait*/
   RETURNING "state"::text COLLATE "C" AS pgonce_t, "id"::text AS pgonce_e, NULL::bigint /*version*/ AS pgonce_v
 ), pgonce_h AS (
   /*history*/INSERT INTO "pgonce"."transition" (version, machine, entity, event, from_state, to_state, actor, meta)
-  SELECT pgonce_v, $7::text, pgonce_e, $8::text, $2::text, pgonce_t, $9::text, $10::text::jsonb FROM pgonce_moved
+  SELECT pgonce_v, $6::text, pgonce_e, $7::text, $2::text, pgonce_t, $8::text, $9::text::jsonb FROM pgonce_moved
   RETURNING to_state AS pgonce_ht, version AS pgonce_hv, seq AS pgonce_hs, at AS pgonce_ha/*end history*//*no history SELECT pgonce_t AS pgonce_ht, pgonce_v AS pgonce_hv, NULL::bigint AS pgonce_hs, NULL::timestamptz AS pgonce_ha FROM pgonce_moved*/
 )
 SELECT pgonce_ht, pgonce_hv - 1, pgonce_hs, pgonce_ha,
        CASE WHEN pgonce_ht IS NULL THEN (
          SELECT CASE WHEN ("state"::text COLLATE "C" = $3::text /*last*/AND $3::text = (
-                             SELECT CASE event WHEN $8::text THEN to_state END FROM "pgonce"."transition"
-                              WHERE entity = $1::bigint::text AND machine = $7::text AND outcome = 0 ORDER BY seq DESC LIMIT 1) /*end last*//*ignores*/OR "state"::text COLLATE "C" = ANY ($5::text[])/*end ignores*/)
+                             SELECT CASE event WHEN $7::text THEN to_state END FROM "pgonce"."transition"
+                              WHERE entity = $1::bigint::text AND machine = $6::text AND outcome = 0 ORDER BY seq DESC LIMIT 1) /*end last*//*ignores*/OR "state"::text COLLATE "C" = ANY ($4::text[])/*end ignores*/)
                           AND pg_catalog.current_setting('transaction_isolation') = 'read committed'
                      THEN COALESCE((NULL::bigint /*version*/)::text, '') || ':' || "state"::text ELSE '' END
            FROM "public"."orders" WHERE "id" = $1::bigint /*scope*/)
