@@ -90,6 +90,8 @@ func (e *execution[TX]) commit(ctx context.Context, result []byte) (record, erro
 		return record{}, e.settle(ctx, endedByVerb, nil)
 	case e.call.store.isEndedEarly(err):
 		return record{}, e.settle(ctx, endedBySQL, nil)
+	case e.step != nil && e.call.store.isTaken(err):
+		return record{}, e.step.run.taken(e.step.ord, e.step.name)
 	case errors.Is(err, pg.ErrTxBusy):
 		return record{}, e.settle(ctx, failed, fmt.Errorf("%w: %w", ErrTxUnusable, err))
 	case pg.Code(err) == pg.CodeFailedTx:

@@ -19,6 +19,13 @@ const (
 	SQLInsert = sqlInsert
 )
 
+// The statements that store a step, and look for one.
+const (
+	SQLStore   = sqlStore
+	SQLStoreTx = sqlStoreTx
+	SQLStep    = sqlStep
+)
+
 // MaintainTurn is one turn of a Maintain that has just come, as worker me, and how long it would wait.
 func MaintainTurn[TX any](ctx context.Context, s *Store[TX], me int64) (time.Duration, error) {
 	return (&maintenance[TX]{store: s, me: me}).turn(ctx)

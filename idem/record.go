@@ -147,3 +147,9 @@ func (s *Store[TX]) isEndedEarly(err error) bool {
 	}
 	return e.Table == "idem_record" && e.Column == "created_at" || e.Table == "idem_step" && e.Column == "at"
 }
+
+// isTaken recognises a step's name that became NULL: another step is stored in its place, or more of the same one.
+func (s *Store[TX]) isTaken(err error) bool {
+	e, ok := errors.AsType[*pg.Error](err)
+	return ok && e.Code == pg.CodeNotNull && e.Schema == s.cfg.Schema && e.Table == "idem_step" && e.Column == "name"
+}

@@ -83,14 +83,17 @@ ORDER BY ord`
 
 	// sqlStore stores a step, or its mark, for the attempt that owns the lease, and for nobody else. Lock: the lease's
 	// row; behind a take-over it waits, and finds another nonce. Again is the same as once. By primary keys.
+	// What is stored is of one step and goes forward only: over another step's row, what is done, or a later round, name becomes
+	// NULL, which the column refuses. So neither a function that goes on after a lost answer nor a lost statement that comes late takes anything back.
 	sqlStore = `
 WITH pgonce_mine AS (
     SELECT l.nonce FROM "pgonce"."idem_lease" l
     WHERE l.scope = $1::text AND l.digest = $2::bytea AND l.nonce = $3::bigint
     FOR NO KEY UPDATE)
-INSERT INTO "pgonce"."idem_step" (at, ord, round, state, scope, digest, name, result)
+INSERT INTO "pgonce"."idem_step" AS s (at, ord, round, state, scope, digest, name, result)
 SELECT statement_timestamp(), $4::int, $7::int, $6::smallint, $1::text, $2::bytea, $5::text, $8::bytea FROM pgonce_mine
-ON CONFLICT (scope, digest, ord) DO UPDATE SET at = EXCLUDED.at, round = EXCLUDED.round, state = EXCLUDED.state, result = EXCLUDED.result`
+ON CONFLICT (scope, digest, ord) DO UPDATE SET at = EXCLUDED.at, round = EXCLUDED.round, state = EXCLUDED.state, result = EXCLUDED.result,
+    name = CASE WHEN s.name = EXCLUDED.name AND s.round <= EXCLUDED.round AND (s.state <> 2 OR EXCLUDED.state = 2) THEN EXCLUDED.name END`
 
 	// sqlOwn locks the lease of the attempt $3, if it is its own still, until the transaction ends. Behind a
 	// take-over it waits, and finds another nonce. By primary key.
@@ -100,14 +103,15 @@ WHERE l.scope = $1::text AND l.digest = $2::bytea AND l.nonce = $3::bigint
 FOR NO KEY UPDATE`
 
 	// sqlStoreTx stores a step in the transaction that has begun with sqlOwn. In any other, at becomes NULL, which
-	// the column refuses.
+	// the column refuses. Over any row but that of the same step, cleared by a person, name does. So what is done is not done again.
 	sqlStoreTx = `
-INSERT INTO "pgonce"."idem_step" (at, ord, round, state, scope, digest, name, result)
+INSERT INTO "pgonce"."idem_step" AS s (at, ord, round, state, scope, digest, name, result)
 VALUES (CASE WHEN now() = $6::timestamptz THEN statement_timestamp() END, $3::int, $5::int, 2, $1::text, $2::bytea, $4::text, $7::bytea)
-ON CONFLICT (scope, digest, ord) DO UPDATE SET at = EXCLUDED.at, round = EXCLUDED.round, state = EXCLUDED.state, result = EXCLUDED.result`
+ON CONFLICT (scope, digest, ord) DO UPDATE SET at = EXCLUDED.at, round = EXCLUDED.round, state = EXCLUDED.state, result = EXCLUDED.result,
+    name = CASE WHEN s.name = EXCLUDED.name AND s.round <= EXCLUDED.round AND s.state = 3 THEN EXCLUDED.name END`
 
-	// sqlStep reads the state of one step. By primary key.
-	sqlStep = `SELECT state FROM "pgonce"."idem_step" WHERE scope = $1::text AND digest = $2::bytea AND ord = $3::int`
+	// sqlStep reads the state of one step, if it is the one of that name. By primary key.
+	sqlStep = `SELECT state FROM "pgonce"."idem_step" WHERE scope = $1::text AND digest = $2::bytea AND ord = $3::int AND name = $4::text`
 
 	// sqlFinish puts the record in the place of the lease and its steps, for the attempt that owns the lease.
 	// Locks: the lease's row; behind a take-over it waits, and finds another nonce. The record's primary key is the arbiter.

@@ -61,7 +61,8 @@ func AtMostOnce[T any](reconcile func(ctx context.Context, downstream string) (T
 // The value is returned as it was stored, encoded and decoded. It is stored though ctx has ended meanwhile.
 //
 // Errors: [ErrLeaseLost], [ErrStepsChanged], [ErrUnknownOutcome], [ErrInvalidKey] for the name, [ErrUnavailable] if the result could not be stored within 20 seconds, and
-// the codec's. When one of them comes after fn was called, return it.
+// the codec's. When one of them comes after fn was called, return it. After [ErrUnknownOutcome] no other step begins, and the key is not finished: a repeat
+// finds out what was stored.
 //
 // Cost: 1 commit, which many goroutines share, and 1 round trip on every driver.
 func Step[T, TX any](ctx context.Context, run *Run[TX], name string,
@@ -149,9 +150,7 @@ func (o *oneStep[T, TX]) calling() {
 
 // ask finds out what became of a call that somebody before us has begun. If it never happened, another one may be made.
 func (o *oneStep[T, TX]) ask(ctx context.Context) (value T, happened bool, err error) {
-	o.run.mu.Lock()
-	o.run.open = o.name
-	o.run.mu.Unlock()
+	o.run.setOpen(o.name)
 	if !o.policy.once {
 		return value, false, fmt.Errorf("%w: it was begun as one that is called at most once", ErrUnknownOutcome)
 	}
@@ -167,9 +166,7 @@ func (o *oneStep[T, TX]) ask(ctx context.Context) (value T, happened bool, err e
 		return value, true, err
 	case outcome == NeverHappened:
 		o.stored.round++
-		o.run.mu.Lock()
-		o.run.open = ""
-		o.run.mu.Unlock()
+		o.run.setOpen("")
 		return value, false, nil
 	}
 	return value, false, fmt.Errorf("%w: nobody can say yet what became of the call", ErrUnknownOutcome)
@@ -189,9 +186,7 @@ func (o *oneStep[T, TX]) keep(ctx context.Context, value T) (T, error) {
 	if err := o.store(ctx, stepDone, data); err != nil {
 		return decoded, err
 	}
-	o.run.mu.Lock()
-	defer o.run.mu.Unlock()
-	o.run.open = ""
+	o.run.setOpen("")
 	return decoded, nil
 }
 
@@ -209,7 +204,12 @@ func (r *Run[TX]) store(ctx context.Context, ord int64, name string, state, roun
 		Args: []any{c.scope, c.digest, r.lease.nonce, ord, name, state, round, data},
 		Rows: &rows,
 	}}})
-	if err == nil && rows == 0 {
+	switch {
+	case c.store.isTaken(err):
+		return r.taken(ord, name)
+	case errors.Is(err, pg.ErrOutcomeUnknown): // it may have landed, so its place is not for another one
+		r.setOpen(name)
+	case err == nil && rows == 0:
 		err = fmt.Errorf("%w: somebody else has taken the key over", ErrLeaseLost)
 		r.lease.cancel(err)
 	}

@@ -81,7 +81,7 @@ type Run[TX any] struct {
 	ord    int64 // of the next step
 	names  map[string]bool
 	called int    // steps whose function was called
-	open   string // the step that is AtMostOnce and whose call may have happened
+	open   string // the step of which nobody knows what it has done or stored: none may begin, and the key is not finished
 }
 
 // Key is the key that is being executed.
@@ -210,6 +210,19 @@ func (r *Run[TX]) done(name string, err error) {
 		r.ord++
 		r.names[name] = true
 	}
+}
+
+// setOpen notes the step that nobody knows the outcome of, or with "" that it is known now.
+func (r *Run[TX]) setOpen(name string) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.open = name
+}
+
+// taken is the error of a step in whose place something is stored that this run does not know of.
+func (r *Run[TX]) taken(ord int64, name string) error {
+	r.setOpen(name)
+	return fmt.Errorf("%w: step %d is stored already, by a step whose error was ignored: return the errors of steps, and repeat the key", ErrUnknownOutcome, ord)
 }
 
 // lost says whether the lease is, by the clock: a timer may be late.

@@ -64,9 +64,7 @@ type txStep[TX any] struct {
 }
 
 func (s *txStep[TX]) unknown() error {
-	s.run.mu.Lock()
-	defer s.run.mu.Unlock()
-	s.run.open = s.name
+	s.run.setOpen(s.name)
 	return fmt.Errorf("%w: what its transaction wrote may be committed", ErrUnknownOutcome)
 }
 
@@ -136,9 +134,7 @@ func (s *txStep[TX]) blocked(ctx context.Context, cause error) error {
 	if err == nil {
 		s.run.call.tell(Blocked, nil)
 	}
-	s.run.mu.Lock()
-	defer s.run.mu.Unlock()
-	s.run.open = s.name
+	s.run.setOpen(s.name)
 	return errBlocked(cause, err)
 }
 
@@ -162,6 +158,7 @@ func (s *txStep[TX]) resolve(ctx context.Context, e *execution[TX], lost error) 
 			err = e.terminate(ctx)
 		}
 		if !e.again(ctx, err) {
+			s.run.setOpen(s.name)                                  // what it wrote may be committed, and must not be written again
 			return record{}, fmt.Errorf("%w; then: %v", lost, err) //nolint:errorlint // what the last try met is no fact about the outcome
 		}
 	}
@@ -178,7 +175,7 @@ func (s *txStep[TX]) look(ctx context.Context) (mine, state int64, err error) {
 			Dest: []any{new(string), new(string), new(string), &standby},
 		},
 		s.ownStmt(&mine),
-		pg.Stmt{SQL: c.store.sql.step, Args: []any{c.scope, c.digest, s.ord}, Dest: []any{&state}, Rows: &rows})
+		pg.Stmt{SQL: c.store.sql.step, Args: []any{c.scope, c.digest, s.ord, s.name}, Dest: []any{&state}, Rows: &rows})
 	if err != nil {
 		return 0, 0, err
 	}
