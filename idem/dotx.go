@@ -197,9 +197,8 @@ func (j *joined[TX]) gone(ctx context.Context, cause error) error {
 	case aborted:
 		return fmt.Errorf("%w: it was rolled back, nothing was done; return an error instead", ErrTxEnded)
 	}
-	if _, err := j.storeSettled(tctx, j.tx, newAttempt(), stateUnknown, nil); err == nil {
-		j.tell(Blocked, nil)
-		return errBlocked(cause, nil)
+	if err := j.blockBy(tctx, j.tx); err == nil || errors.Is(err, errExecutedSince) {
+		return errBlocked(cause, err)
 	}
 	return j.blocked(tctx, cause)
 }

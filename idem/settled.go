@@ -13,20 +13,30 @@ import (
 // stored, a repeat could execute the key again.
 func (c *call[TX]) block(ctx context.Context) error {
 	for n := 1; ; n++ {
-		at, err := c.storeSettled(ctx, c.store.db.Pool(), newAttempt(), stateUnknown, nil)
-		if err == nil && at.IsZero() { // there is a record: ours, if the answer to the try before was lost
-			var rec record
-			if rec, err = c.look(ctx); err == nil && rec.rows > 0 && rec.state != stateUnknown {
-				return errExecutedSince
-			}
-		}
-		if err == nil {
-			c.tell(Blocked, nil)
-		}
-		if err == nil || n == maxAttempts || pause(ctx, n) != nil {
+		err := c.blockBy(ctx, c.store.db.Pool())
+		if err == nil || errors.Is(err, errExecutedSince) || n == maxAttempts || pause(ctx, n) != nil {
 			return err
 		}
 	}
+}
+
+// blockBy is one try, by the caller's connection or another.
+func (c *call[TX]) blockBy(ctx context.Context, q pg.Querier) error {
+	at, err := c.storeSettled(ctx, q, newAttempt(), stateUnknown, nil)
+	if err == nil && at.IsZero() { // there is a record: ours, if the answer to the try before was lost
+		var rec record
+		switch err = q.Run(ctx, c.lookupStmt(&rec)); {
+		case err != nil:
+		case rec.rows == 0:
+			err = errors.New("the record that was in the way has vanished")
+		case rec.state != stateUnknown:
+			err = errExecutedSince
+		}
+	}
+	if err == nil {
+		c.tell(Blocked, nil)
+	}
+	return err
 }
 
 // errExecutedSince means that a handler's own COMMIT has let somebody else execute the key.
