@@ -17,6 +17,7 @@ import (
 // [Op.MaxHandler] and [Op.Isolation] do not apply. The result is as provisional as the
 // caller's transaction until that commits.
 //
+// There is no verb for a batch: begin one transaction and call DoTx for each key, so that each has its own answer and all have one commit.
 // A transaction that takes several keys should take them in one order: slices.SortFunc with [Key.Compare]. Then it is refused at the
 // first of them or not at all. In different orders two transactions refuse each other, for ever if they repeat in step; that is
 // no deadlock, since nobody waits. What can deadlock is rows that handlers lock, so lock those in one order too. The server's 40P01 is fn's error: its

@@ -9,6 +9,9 @@ import (
 // that going without is a decision which a reviewer can see. Repeats are only compared with fingerprints of the same kind:
 // while keys of an operation live, changing its kind lets other requests pass under them, with a warning to [Config.Logger]. It is stored as a digest of
 // 128 bits with the version of its algorithm.
+//
+// It is of all that it is given, on purpose: a field that is not compared is one that a repeat could change, and be answered as if it had not. To
+// leave out what may differ between repeats of one request, such as the time of sending, pass a document without it.
 type Fingerprint struct {
 	version int64
 	sum     []byte
