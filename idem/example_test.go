@@ -292,6 +292,52 @@ func ExampleNew() {
 	// Output: <nil>
 }
 
+// At start, so that a deployment whose database was not migrated does not get any requests.
+func ExampleStore_Validate() {
+	pgtest.Example(``, func(ctx context.Context, pool *pgxpool.Pool) error {
+		for _, schema := range []string{"pgonce", "elsewhere"} {
+			keys, err := idem.New(pgxdriver.New(pool), &idem.Config{Schema: schema})
+			if err != nil {
+				return err
+			}
+			err = keys.Validate(ctx)
+			fmt.Printf("%s: ready: %t, to be migrated: %t\n", schema, err == nil, errors.Is(err, idem.ErrSchema))
+		}
+		return nil
+	})
+	// Output:
+	// pgonce: ready: true, to be migrated: false
+	// elsewhere: ready: false, to be migrated: true
+}
+
+// A queue says which messages it has delivered before. Those are looked up first.
+func ExampleKey_LikelyReplay() {
+	pgtest.Example(refundTable, func(ctx context.Context, pool *pgxpool.Pool) error {
+		keys, err := idem.New(pgxdriver.New(pool), nil)
+		if err != nil {
+			return err
+		}
+		for _, redelivered := range []bool{false, true} {
+			key := CreateRefund.Key("refund-queue", "m-1")
+			if redelivered {
+				key = key.LikelyReplay()
+			}
+			res, err := idem.Do(ctx, keys, key, idem.NoFingerprint(), func(ctx context.Context, tx pgx.Tx) (r Receipt, err error) {
+				err = tx.QueryRow(ctx, `INSERT INTO refund (merchant, body) VALUES ('merchant-7', '{}') RETURNING id`).Scan(&r.RefundID)
+				return r, err
+			})
+			if err != nil {
+				return err
+			}
+			fmt.Printf("refund %d, replayed: %t\n", res.Value.RefundID, res.Replayed)
+		}
+		return nil
+	})
+	// Output:
+	// refund 1, replayed: false
+	// refund 1, replayed: true
+}
+
 func ExampleOp_Key() {
 	key := CreateRefund.Key("merchant-7", "a3f1")
 	fmt.Println(key.Op().Name, key.Scope(), key.ID())

@@ -177,6 +177,67 @@ func ExampleMiddleware() {
 	// 422 more than was paid, replayed: true
 }
 
+// served puts a handler behind a Middleware and posts the requests to it, each under its key.
+func served(handler http.HandlerFunc, keyOf ...string) {
+	const table = `CREATE TABLE refund (id bigint GENERATED ALWAYS AS IDENTITY, cents bigint NOT NULL)`
+	pgtest.Example(table, func(_ context.Context, pool *pgxpool.Pool) error {
+		keys, err := idem.New(pgxdriver.New(pool), nil)
+		if err != nil {
+			return err
+		}
+		once, err := idemhttp.Middleware(keys, CreateRefund, merchantOf, nil)
+		if err != nil {
+			return err
+		}
+		server := httptest.NewServer(once(handler))
+		defer server.Close()
+		for _, key := range keyOf {
+			answer, err := post(server.URL, key, `{}`)
+			if err != nil {
+				return err
+			}
+			fmt.Println(answer)
+		}
+		return nil
+	})
+}
+
+// The account stays closed, so the repeat is not to try again: it gets the same answer, and the handler does not run.
+func ExampleFinal() {
+	handler := func(w http.ResponseWriter, _ *http.Request) {
+		fmt.Println("looking the account up")
+		idemhttp.Final(w)
+		http.Error(w, "the account is closed", http.StatusUnprocessableEntity)
+	}
+	served(handler, `"a3f1"`, `"a3f1"`)
+	// Output:
+	// looking the account up
+	// 422 the account is closed, replayed: false
+	// 422 the account is closed, replayed: true
+}
+
+// What is written in the transaction of the request is committed with its response, or not at all.
+func ExampleTx() {
+	handler := func(w http.ResponseWriter, r *http.Request) {
+		tx, err := idemhttp.Tx[pgx.Tx](r.Context())
+		if err != nil { // ErrNoTx: not behind a Middleware
+			http.Error(w, err.Error(), http.StatusInternalServerError)
+			return
+		}
+		var id int64
+		if err := tx.QueryRow(r.Context(), `INSERT INTO refund (cents) VALUES (1250) RETURNING id`).Scan(&id); err != nil {
+			http.Error(w, "not now", http.StatusInternalServerError)
+			return
+		}
+		_, _ = fmt.Fprintf(w, "refund %d", id)
+	}
+	served(handler, `"a3f1"`, `"a3f1"`, `"b702"`)
+	// Output:
+	// 200 refund 1, replayed: false
+	// 200 refund 1, replayed: true
+	// 200 refund 2, replayed: false
+}
+
 func ExampleJSON() {
 	resp, err := idemhttp.JSON(http.StatusCreated, map[string]int{"refund": 7})
 	fmt.Println(resp.Status, resp.Header, string(resp.Body), err)
