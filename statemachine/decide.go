@@ -82,10 +82,12 @@ func (f *firing[K, S, TX]) run(ctx context.Context, q pg.Querier, a *answer, wai
 }
 
 // ask is sqlMove, where the call is simple enough, and the whole statement where that does not know.
-func (f *firing[K, S, TX]) ask(ctx context.Context, q pg.Querier, a *answer, wait time.Duration) error {
-	err := f.run(ctx, q, a, wait, false, true)
+//
+// own says that the transaction is not the caller's. Each statement may wait for as long as ctx leaves it then.
+func (f *firing[K, S, TX]) ask(ctx context.Context, q pg.Querier, a *answer, own bool) error {
+	err := f.run(ctx, q, a, waitIn(ctx, own), false, true)
 	if err == nil && f.parts.move && a.lost() { // nothing was done
-		err = f.run(ctx, q, a, wait, false, false)
+		err = f.run(ctx, q, a, waitIn(ctx, own), false, false)
 	}
 	return err
 }
@@ -138,14 +140,21 @@ func waitOf(ctx context.Context) time.Duration {
 	return max(wait, time.Millisecond)
 }
 
+// waitIn is waitOf for a transaction of our own, and what the caller's transaction has otherwise.
+func waitIn(ctx context.Context, own bool) time.Duration {
+	if !own {
+		return 0
+	}
+	return waitOf(ctx)
+}
+
 // attempt is one try outside of the caller's transactions. Where one statement cannot settle it, it
 // becomes a transaction.
 func (f *firing[K, S, TX]) attempt(ctx context.Context) (answer, error) {
 	var a answer
-	wait := waitOf(ctx)
-	err := f.ask(ctx, f.b.db.Pool(), &a, wait)
+	err := f.ask(ctx, f.b.db.Pool(), &a, true)
 	if err == nil && a.lost() { // nothing was done, and what it has waited for is committed by now
-		err = f.run(ctx, f.b.db.Pool(), &a, wait, false, false)
+		err = f.run(ctx, f.b.db.Pool(), &a, waitOf(ctx), false, false)
 	}
 	if err != nil {
 		return a, lostOutside(ctx, err)
@@ -153,7 +162,7 @@ func (f *firing[K, S, TX]) attempt(ctx context.Context) (answer, error) {
 	if f.settled(&a) {
 		return a, nil
 	}
-	first, err := f.stmt(&a, wait, false, false)
+	first, err := f.stmt(&a, waitOf(ctx), false, false)
 	if err != nil {
 		return a, err
 	}
@@ -175,7 +184,7 @@ func (f *firing[K, S, TX]) attempt(ctx context.Context) (answer, error) {
 // decide runs the statement in a transaction, and once more when the first could not settle it.
 func (f *firing[K, S, TX]) decide(ctx context.Context, q pg.Querier) (answer, error) {
 	var a answer
-	err := f.ask(ctx, q, &a, 0)
+	err := f.ask(ctx, q, &a, false)
 	if err == nil && !f.settled(&a) {
 		err = f.confirm(ctx, q, &a)
 	}

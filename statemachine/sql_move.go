@@ -8,10 +8,10 @@ package statemachine
 // that it has waited for, before it moves it. Why it never answers a repeat that those would not: the text of the last column is theirs.
 // What it has waited for in vain was in the source in its snapshot, so the last column is empty.
 //
-// If an id has more rows than one, all of them are moved, the sub-select of pgonce_moved fails (21000), and the statement
-// with it.
+// What it has moved counts only with its row of the history, in the target, and of an only row: a trigger may have diverted either of them (22P02), and the
+// id may have rows in other states, which are not moved here and would be there (21000). Both fail the statement.
 //
-// Locks: the row, FOR NO KEY UPDATE, if it is moved, or was waited for. Indexes: the one of "id"; the primary key of "transition" for the last move.
+// Locks: the row, FOR NO KEY UPDATE, if it is moved, or was waited for. Indexes: the one of "id", twice; the primary key of "transition" for the last move.
 //
 // $1 id, $2 the source, $3 the target, $4 states where it is ignored, $5 how long to wait, $6 machine, $7 event, $8 actor, $9 meta.
 const sqlMove = `
@@ -21,19 +21,20 @@ WITH /*wait*/pgonce_wait AS MATERIALIZED (
 ), /*end wait*/pgonce_moved AS (
   UPDATE "public"."orders" SET "state" = $3::text::text /*as state*/ /*set*/
    WHERE "id" = $1::bigint AND "state"::text COLLATE "C" = $2::text /*scope*/ /*wait*/AND (SELECT pgonce_w FROM pgonce_wait) IS NOT NULL /*end wait*/
-  RETURNING "state"::text COLLATE "C" AS pgonce_t, "id"::text AS pgonce_e, NULL::bigint /*version*/ AS pgonce_v
+  RETURNING "state"::text COLLATE "C" AS pgonce_t, "id"::text AS pgonce_e, NULL::bigint /*version*/ AS pgonce_v, true AS pgonce_m
 ), pgonce_h AS (
   /*history*/INSERT INTO "pgonce"."transition" (version, machine, entity, event, from_state, to_state, actor, meta)
-  SELECT pgonce_v, $6::text, pgonce_e, $7::text, $2::text, pgonce_t, $8::text, $9::text::jsonb FROM pgonce_moved
-  RETURNING to_state AS pgonce_ht, version AS pgonce_hv, seq AS pgonce_hs, at AS pgonce_ha/*end history*//*no history SELECT pgonce_t AS pgonce_ht, pgonce_v AS pgonce_hv, NULL::bigint AS pgonce_hs, NULL::timestamptz AS pgonce_ha FROM pgonce_moved*/
+  SELECT pgonce_v, $6::text, pgonce_e, $7::text, $2::text, $3::text, $8::text, $9::text::jsonb FROM pgonce_moved
+  RETURNING to_state AS pgonce_ht, version AS pgonce_hv, seq AS pgonce_hs, at AS pgonce_ha/*end history*//*no history SELECT $3::text AS pgonce_ht, pgonce_v AS pgonce_hv, NULL::bigint AS pgonce_hs, NULL::timestamptz AS pgonce_ha FROM pgonce_moved*/
 )
 SELECT pgonce_ht, pgonce_hv - 1, pgonce_hs, pgonce_ha,
-       CASE WHEN pgonce_ht IS NULL THEN (
+       CASE WHEN pgonce_m IS NULL THEN (
          SELECT CASE WHEN ("state"::text COLLATE "C" = $3::text /*last*/AND $3::text = (
                              SELECT CASE event WHEN $7::text THEN to_state END FROM "pgonce"."transition"
                               WHERE entity = $1::bigint::text AND machine = $6::text AND outcome = 0 ORDER BY seq DESC LIMIT 1) /*end last*//*ignores*/OR "state"::text COLLATE "C" = ANY ($4::text[])/*end ignores*/)
                           AND pg_catalog.current_setting('transaction_isolation') = 'read committed'
                      THEN COALESCE((NULL::bigint /*version*/)::text, '') || ':' || "state"::text ELSE '' END
            FROM "public"."orders" WHERE "id" = $1::bigint /*scope*/)
-            ELSE (SELECT CASE pgonce_t WHEN $3::text THEN NULL ELSE ('pgonce: diverted ' || pgonce_e)::int::text END FROM pgonce_moved) END
-  FROM (SELECT 1) AS pgonce_one LEFT JOIN pgonce_h ON true`
+            WHEN pgonce_t = $3::text AND pgonce_ht = $3::text AND (SELECT "id" FROM "public"."orders" WHERE "id" = $1::bigint /*scope*/) IS NOT NULL THEN NULL
+            ELSE ('pgonce: diverted ' || pgonce_e)::int::text END
+  FROM (SELECT 1) AS pgonce_one LEFT JOIN pgonce_moved ON true LEFT JOIN pgonce_h ON true`

@@ -84,21 +84,31 @@ var truthTable = map[string]race{
 // statement has the row, or above READ COMMITTED it is none.
 func machineTruthTable[TX any](t *testing.T, c Client[TX]) {
 	y := newYard(t, c, 2)
-	noErr(t, y.items.Validate(t.Context()))
 	id := int64(0)
-	for name, r := range truthTable {
-		for _, how := range callers {
-			id++
-			y.insert(id, r.start)
-			if name == "guard made true" {
-				y.sql(`UPDATE item SET ok = false WHERE id = $1`, id)
+	for _, m := range []*sm.Machine[itemState]{flow, oneWay} {
+		y.items = bind(t, y.d, m, sm.Table{Name: "item"})
+		noErr(t, y.items.Validate(t.Context()))
+		for name, r := range truthTable {
+			for _, how := range callers {
+				if m == oneWay && (how.dedup || r.guarded || r.from == inB) {
+					continue
+				}
+				id++
+				y.insert(id, r.start)
+				if name == "guard made true" {
+					y.sql(`UPDATE item SET ok = false WHERE id = $1`, id)
+				}
+				w := r.expect(how)
+				w.name, w.id = m.Name()+", "+name+", "+how.String(), id
+				y.race(r, how, w)
 			}
-			w := r.expect(how)
-			w.name, w.id = name+", "+how.String(), id
-			y.race(r, how, w)
 		}
 	}
 }
+
+// In oneWay an event has one source, so without options it has a statement of its own.
+var oneWay = sm.MustNew("one way", sm.Initial(inA, inX), sm.Final(inL), sm.From(inA).On(goEvent).To(inT), sm.From(inX).On(away).To(inA),
+	sm.From(inT).On(archive).To(inL), sm.From(inL).Ignore(goEvent))
 
 // expectation is a line of the table for one way to fire.
 type expectation struct {

@@ -97,7 +97,13 @@ func machineNotUnique[TX any](t *testing.T, c Client[TX]) {
 		wantErr(t, err, sm.ErrSchema)
 		wantText(t, err, `column "amount" is not unique`)
 	}
-	y.sql(`INSERT INTO item (id, amount) VALUES (3, 7), (4, 8)`)
+	y.sql(`INSERT INTO item (id, amount, state) VALUES (5, 50, 'a'), (6, 50, 't'), (7, 50, 'x')`) // one of them could be moved
+	for _, ev := range []sm.Event[itemState]{prepare, goEvent} {
+		_, err := y.fire(50, ev)
+		wantErr(t, err, sm.ErrSchema)
+	}
+	y.wantState(5, inA)
+	y.sql(`DELETE FROM item WHERE amount = 50; INSERT INTO item (id, amount) VALUES (3, 7), (4, 8)`)
 	plain := bind(t, y.d, sm.MustNew("plain", sm.Initial(inA), sm.Final(inT), sm.From(inA).On(goEvent).To(inT)), sm.Table{Name: "item", ID: "amount", NoHistory: true})
 	for id, b := range map[int64]*sm.Binding[int64, itemState, TX]{7: y.items, 8: plain} {
 		rows, err := b.FireMany(t.Context(), []int64{100, id}, goEvent)
