@@ -60,7 +60,7 @@ func twins(t *testing.T, db *pgtest.DB, pool *pgxpool.Pool, name, trouble string
 	for i, how := range []string{"first", "whole"} {
 		table.Name = how + name
 		db.Exec(t, fmt.Sprintf(`CREATE TABLE %[1]s (id bigint PRIMARY KEY, state text, v int, n bigint NOT NULL DEFAULT 0);
-			INSERT INTO %[1]s SELECT g, (ARRAY['a', 'b', 'c', 'z', 'x', '?', NULL])[1 + g %% 7], CASE WHEN g %% 2 = 0 THEN 1 END FROM generate_series(1, 28) g`, table.Name))
+			INSERT INTO %[1]s SELECT g, (ARRAY['a', 'b', 'c', 'z', 'x', '?', NULL])[1 + g %% 7], CASE WHEN g %% 2 = 0 THEN 1 END, 20 * (g %% 5) FROM generate_series(1, 28) g`, table.Name))
 		if trouble != "" {
 			when, body := trouble[:6], trouble[6:]
 			db.Exec(t, fmt.Sprintf(`CREATE FUNCTION %[1]s_f() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN %[2]s END $$;
@@ -74,7 +74,7 @@ func twins(t *testing.T, db *pgtest.DB, pool *pgxpool.Pool, name, trouble string
 			t.Fatal(err)
 		}
 		if table.Scope != "" {
-			b[i] = b[i].In(int64(300))
+			b[i] = b[i].In(int64(60))
 		}
 	}
 	return b
@@ -88,8 +88,8 @@ func randomOptions(r *mrand.Rand, history bool) (opts []Option) {
 		opt     Option
 	}{
 		{4, false, SetExpr("n", "n + $1", int64(r.IntN(60)))},
-		{8, false, Where("n < $1", 100)},
-		{8, false, Match("n < $1", 200)},
+		{8, false, Where("n < $1", 50)},
+		{8, false, Match("n < $1", 70)},
 		{8, false, Lock()},
 		{8, true, Dedup(fmt.Sprint(r.IntN(5)))},
 		{5, true, Actor("me")},

@@ -69,10 +69,12 @@ func machineLockTimeout[TX any](t *testing.T, c Client[TX]) {
 	y.insert(2, inA)
 	noErr(t, y.items.Validate(t.Context()))
 	other := y.hold(`SELECT FROM item WHERE id = 1 FOR UPDATE`)
-	_, err := y.fire(1, goEvent, sm.LockTimeout(20*time.Millisecond))
-	wantErr(t, err, sm.ErrBusy)
-	if !sm.IsRetryable(err) {
-		t.Errorf("%v may be tried again", err)
+	for _, ev := range []sm.Event[itemState]{goEvent, prepare} { // of two sources and of one
+		_, err := y.fire(1, ev, sm.LockTimeout(20*time.Millisecond))
+		wantErr(t, err, sm.ErrBusy)
+		if !sm.IsRetryable(err) {
+			t.Errorf("%v may be tried again", err)
+		}
 	}
 	tx := y.tx(pg.ReadCommitted)
 	var setting string
@@ -90,6 +92,10 @@ func machineLockTimeout[TX any](t *testing.T, c Client[TX]) {
 		},
 		"FireTx without a history": func() error {
 			_, err := plain.FireTx(t.Context(), tx.Handle(), 2, goEvent, short, sm.Lock())
+			return err
+		},
+		"FireTx of one source": func() error {
+			_, err := plain.FireTx(t.Context(), tx.Handle(), 2, goEvent, short)
 			return err
 		},
 		"FireManyTx": func() error {
@@ -113,7 +119,7 @@ func machineLockTimeout[TX any](t *testing.T, c Client[TX]) {
 			t.Errorf("lock_timeout is %s after %s", setting, verb)
 		}
 	}
-	_, err = y.items.FireTx(t.Context(), tx.Handle(), 1, goEvent, sm.LockTimeout(20*time.Millisecond))
+	_, err := y.items.FireTx(t.Context(), tx.Handle(), 1, goEvent, sm.LockTimeout(20*time.Millisecond))
 	wantErr(t, err, sm.ErrBusy)
 	tx.Rollback(t.Context())
 	noErr(t, other.Rollback(t.Context()))
