@@ -31,7 +31,7 @@ func (b *before) TraceQueryStart(ctx context.Context, _ *pgx.Conn, data pgx.Trac
 
 func (*before) TraceQueryEnd(context.Context, *pgx.Conn, pgx.TraceQueryEndData) {}
 
-// A row that was not there to be locked, and appears before the statement that moves rows, is not moved past its guard.
+// A row that was not there to be locked, or not in the scope, and is before the statement that moves rows, is not moved past its guard.
 func TestGuardIsAskedOfARowThatComesLate(t *testing.T) {
 	t.Parallel()
 	refused := errors.New("over the limit")
@@ -54,19 +54,24 @@ func TestGuardIsAskedOfARowThatComesLate(t *testing.T) {
 			})
 		},
 	} {
-		t.Run(name, func(t *testing.T) {
-			t.Parallel()
-			db := pgtest.New(t)
-			db.Exec(t, lamps)
-			cfg := db.Config(t)
-			cfg.ConnConfig.Tracer = &before{do: func() { db.Exec(t, `INSERT INTO lamp VALUES (1)`) }}
-			pool := db.Open(t, cfg)
-			if err := fire(bindLamps(t, pgxdriver.New(pool), sm.Table{}), pool); err != nil && !errors.Is(err, pgx.ErrTxClosed) {
-				t.Error(err)
-			}
-			if n := db.Int(t, `SELECT count(*) FROM lamp WHERE state = 'a' AND NOT EXISTS (SELECT FROM pgonce.transition)`); n != 1 {
-				t.Error("the row was moved")
-			}
-		})
+		for how, late := range map[string]struct{ before, then string }{
+			"inserted":             {`SELECT 1`, `INSERT INTO lamp VALUES (1, 'a', 20)`},
+			"moved into the scope": {`INSERT INTO lamp VALUES (1, 'a', 10)`, `UPDATE lamp SET watts = 20`},
+		} {
+			t.Run(name+", "+how, func(t *testing.T) {
+				t.Parallel()
+				db := pgtest.New(t)
+				db.Exec(t, lamps+"; "+late.before)
+				cfg := db.Config(t)
+				cfg.ConnConfig.Tracer = &before{do: func() { db.Exec(t, late.then) }}
+				pool := db.Open(t, cfg)
+				if err := fire(bindLamps(t, pgxdriver.New(pool), sm.Table{Scope: "watts > 10"}), pool); err != nil && !errors.Is(err, pgx.ErrTxClosed) {
+					t.Error(err)
+				}
+				if n := db.Int(t, `SELECT count(*) FROM lamp WHERE state = 'a' AND watts = 20 AND NOT EXISTS (SELECT FROM pgonce.transition)`); n != 1 {
+					t.Error("the row was moved, or did not come late")
+				}
+			})
+		}
 	}
 }

@@ -5,7 +5,7 @@ package statemachine
 // column is empty, nothing was done, and sqlFire or sqlFireHistory decides.
 //
 // Why it never moves a row that those would not: they lock the row and ask for its state; an UPDATE that has to wait asks again, for the state of the version
-// that it has waited for, before it moves it. Why it never answers a repeat that those would not: the text of the last column is theirs.
+// that it has waited for, before it moves it. Why it never answers a repeat that those would not: the condition in the last column is theirs, on the same snapshot.
 // What it has waited for in vain was in the source in its snapshot, so the last column is empty.
 //
 // What it has moved counts only with its row of the history, in the target, and of an only row: a trigger may have diverted either of them (22P02), and the
